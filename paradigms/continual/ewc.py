@@ -1,0 +1,90 @@
+"""Elastic weight consolidation."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental import checkify
+
+from paradigms.objective import Context, Objective, Tree, concrete, copy, hide, own
+
+Importance = Callable[[Objective, Tree, Tree, Tree, Context], Tree]
+
+
+def exact_fisher(child: Objective, params: Tree, state: Tree, batches: Tree, ctx: Context) -> Tree:
+    """diag F = E_x sum_c p(c|x) (d log p(c|x) / d theta)^2, in evaluation mode, the mean over examples (Martens, 2020, sec. 5).
+
+    The expectation over labels is exact, from ``child.predict``'s logits, so no labels are needed. An example with several
+    rows of logits (an episode) is their product distribution: its rows' informations add up.
+
+    Args:
+      batches: stacked batches, leaves (n, batch, ...).
+
+    Returns:
+      a tree like `params`, 0 or more.
+    """
+
+    def one(example):
+        def log_p(params):
+            single = jax.tree.map(lambda leaf: leaf[None], example)
+            logits = child.predict(params, state, single, ctx)[0]["logits"]
+            return jax.nn.log_softmax(logits.reshape(-1, logits.shape[-1]))
+
+        p = jnp.exp(log_p(params))
+        return jax.tree.map(lambda j: jnp.tensordot(p, j**2, 2), jax.jacrev(log_p)(params))
+
+    def batch_mean(batch):
+        return jax.tree.map(lambda f: jnp.mean(f, 0), jax.vmap(one)(batch))
+
+    return jax.tree.map(lambda f: jnp.mean(f, 0), jax.lax.map(batch_mean, batches))
+
+
+def ewc(child: Objective, weight: float, importance: Importance = exact_fisher, name: str = "ewc") -> Objective:
+    """Adds weight/2 sum_i F_i (theta_i - theta*_i)^2, F summed over the tasks so far (Kirkpatrick et al., 2017, eq. 3).
+
+    One anchor theta*, the params at the last boundary, as Huszar (2018) derives. Before the first boundary F is 0 and the
+    losses are the child's. At the "end" of a task the importance is estimated on the batches of the boundary.
+
+    Order: ``ewc(maml(x))`` holds the meta-learned weights, ``maml(ewc(x))`` penalises the adapted ones.
+
+    Args:
+      child: any objective whose ``predict`` gives the logits that `importance` needs.
+      weight: 0 or more; 0 is the child. Its scale belongs to the importance's normalisation (here: mean over examples).
+      importance: ``(child, params, state, batches, ctx) -> tree like params``.
+      name: the slot of ``state``, and of the loss.
+
+    Raises:
+      ValueError: (at a boundary) the importance is zero everywhere, so that nothing would be held.
+    """
+    if concrete(weight) and weight < 0:
+        raise ValueError(f"weight={weight}: must be 0 or more")
+    inner = hide(child, name)
+
+    def init(key, batch):
+        params, state = child.init(key, batch)
+        held = {slot: value for slot, value in params.items() if slot != "taps"}
+        return params, own(state, name, {"fisher": optax.tree.zeros_like(held), "anchor": copy(held)})
+
+    def losses(params, state, batch, ctx):
+        values, rest = inner.losses(params, state, batch, ctx)
+        mine = state[name]
+        terms = jax.tree.map(
+            lambda f, old, w: jnp.sum(f * (w - old) ** 2), mine["fisher"], mine["anchor"], {k: params[k] for k in mine["anchor"]}
+        )
+        return own(values, name, weight / 2 * sum(jax.tree.leaves(terms))), rest
+
+    def boundary(params, state, batches, ctx, event):
+        params, state = inner.boundary(params, state, batches, ctx, event)
+        if event != "end":
+            return params, state
+        if batches is None:
+            raise ValueError(f'batches=None: {name} estimates an importance at "end"; pass the task\'s batches')
+        held = {slot: params[slot] for slot in state[name]["anchor"]}
+        new = importance(inner, held, state, batches, ctx.fold(name))
+        some = jnp.any(jnp.stack([jnp.any(f > 0) for f in jax.tree.leaves(new)]))
+        checkify.debug_check(some, f"{name}: the importance is zero everywhere; this estimator does not fit the objective")
+        fisher = jax.tree.map(jnp.add, state[name]["fisher"], new)
+        return params, {**state, name: {"fisher": fisher, "anchor": copy(held)}}
+
+    return inner._replace(init=init, losses=losses, boundary=boundary)

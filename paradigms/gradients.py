@@ -1,0 +1,98 @@
+"""From an objective to gradients: summed or one a loss, whole or in micro-batches, with taps set apart."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from paradigms.objective import Batch, Context, Losses, Objective, Tree, total
+
+Gradients = Callable[[Tree, Tree, Batch, Context], tuple[dict[str, Tree], Losses, Tree, dict]]
+
+
+def split_taps(params: Tree) -> tuple[Tree, Tree]:
+    """``params`` without the reserved slot "taps", and a dict of that slot alone (empty where there is none)."""
+    rest = {name: slot for name, slot in params.items() if name != "taps"}
+    return rest, {name: slot for name, slot in params.items() if name == "taps"}
+
+
+def gradients(objective: Objective, each: bool) -> Gradients:
+    """A function ``(params, state, batch, ctx) -> (grads, losses, state, aux)``.
+
+    ``grads`` has one gradient a named loss where `each`, else one entry "loss", the gradient of their sum.
+    """
+
+    def compute(params, state, batch, ctx):
+        @jax.jit  # traced once, however many groups of losses are pulled back
+        def losses(params):
+            values, (new_state, aux) = objective.losses(params, state, batch, ctx)
+            return values, (new_state, {k: v for k, v in aux.items() if k != "per_example"})
+
+        def summed(params):
+            values, rest = losses(params)
+            return total(values), (values, rest)
+
+        if not each:
+            grads, (values, (new_state, aux)) = jax.grad(summed, has_aux=True)(params)
+            return {"loss": grads}, values, new_state, aux
+        grads, values, (new_state, aux) = _jacobian(losses, params)
+        return grads, values, new_state, aux
+
+    return compute
+
+
+def _jacobian(losses, params: Tree) -> tuple[dict[str, Tree], Losses, Any]:
+    """One gradient a loss. Losses of one forward are pulled back together, which shares the arithmetic; losses with
+    forwards of their own are pulled back alone, since together each would pay for the backward passes of all."""
+    names, _ = jax.eval_shape(losses, params)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.rpartition("/")[0], []).append(name)
+    grads, values, rest = {}, {}, None
+    for members in groups.values():
+
+        def group(params, members=members):
+            values, rest = losses(params)
+            return jnp.stack([values[name] for name in members]), rest
+
+        stacked, pull, rest = jax.vjp(group, params, has_aux=True)
+        (rows,) = jax.vmap(pull)(jnp.eye(len(members), dtype=stacked.dtype))
+        for i, name in enumerate(members):
+            grads[name], values[name] = jax.tree.map(lambda row, i=i: row[i], rows), stacked[i]
+    return grads, values, rest
+
+
+def accumulated(compute: Gradients, parts: int) -> Gradients:
+    """`compute` over `parts` equal parts of the batch, one after the other: means of gradients, losses and aux.
+
+    The state threads through the parts. Taps are cut along with the batch, and their gradients put together again.
+    """
+    if parts == 1:
+        return compute
+
+    def cut(leaf):
+        return leaf.reshape(parts, -1, *leaf.shape[1:])
+
+    def accumulate(params, state, batch, ctx):
+        trained, taps = split_taps(params)
+
+        def one(state, x):
+            i, part, tap = x
+            grads, values, state, aux = compute({**trained, **tap}, state, part, ctx.fold(i))
+            apart = {name: split_taps(grad) for name, grad in grads.items()}
+            means = ({name: grad for name, (grad, _) in apart.items()}, values, aux)
+            return state, means, {name: tap for name, (_, tap) in apart.items()}
+
+        def body(carry, x):
+            state, means, tap = one(carry[0], x)
+            return (state, jax.tree.map(lambda a, b: a + b / parts, carry[1], means)), tap
+
+        xs = (jnp.arange(parts), jax.tree.map(cut, batch), jax.tree.map(cut, taps))
+        _, shapes, _ = jax.eval_shape(one, state, jax.tree.map(lambda x: x[0], xs))
+        (state, (grads, values, aux)), taps = jax.lax.scan(body, (state, optax.tree.zeros_like(shapes)), xs)
+        taps = jax.tree.map(lambda g: g.reshape(-1, *g.shape[2:]) / parts, taps)
+        return {name: {**grads[name], **taps[name]} for name in grads}, values, state, aux
+
+    return accumulate

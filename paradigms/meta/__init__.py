@@ -1,0 +1,5 @@
+"""Meta-learning."""
+
+from paradigms.meta.maml import maml
+
+__all__ = ["maml"]

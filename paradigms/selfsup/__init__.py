@@ -1,0 +1,5 @@
+"""Self-supervised learning."""
+
+from paradigms.selfsup.byol import Views, byol
+
+__all__ = ["Views", "byol"]

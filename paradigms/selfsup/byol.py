@@ -1,0 +1,97 @@
+"""Bootstrap your own latent."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from paradigms.batch import weighted_mean
+from paradigms.model import Model
+from paradigms.objective import Objective, concrete, copy, own
+
+Views = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def byol(
+    model: Model,
+    views: Views,
+    projector: Model,
+    predictor: Model,
+    momentum: "float | Callable" = 0.99,
+    name: str = "target",
+) -> Objective:
+    """Predicts the projection of one view by a slow target network from another (Grill et al., 2020, eq. 2).
+
+    The loss is the sum over both directions of the squared distance of unit vectors, 4 - 2 sum cos, in [0, 8]. After each
+    update the target follows: xi <- m xi + (1 - m) theta, over params only; its batch statistics are its own.
+
+    Args:
+      model: the encoder, with the output "features" (examples, d).
+      views: ``(key, x) -> x``, a random augmentation of a batch of inputs; called twice a step.
+      projector: a head over features; its "logits" are the projection (examples, p).
+      predictor: a head over projections, of the online network only.
+      momentum: m in [0, 1], or a function of the step; 1 never moves the target, 0 is SimSiam's weight sharing.
+      name: the slot of ``state`` that holds the target.
+
+    Returns:
+      an objective with one loss, "byol"; ``aux`` has "feature_std", which goes to 0 when the representation collapses.
+      ``predict`` gives the encoder's outputs.
+    """
+    if not callable(momentum) and concrete(momentum) and not 0 <= momentum <= 1:
+        raise ValueError(f"momentum={momentum}: must be in [0, 1]")
+
+    def project(params, state, x, key, train=True):
+        outputs, encoder = model.apply(params["model"], state["model"], x, train=train, key=key)
+        if "features" not in outputs:
+            raise ValueError(f"model: byol needs an output \"features\" and got {sorted(outputs)}")
+        z, head = projector.apply(params["projector"], state["projector"], outputs["features"], train=train, key=key)
+        return z["logits"], {"model": encoder, "projector": head}
+
+    def init(key, batch):
+        keys = jax.random.split(key, 3)
+        params, state = {}, {}
+        params["model"], state["model"] = model.init(keys[0], batch["x"])
+        features = jax.eval_shape(lambda: model.apply(params["model"], state["model"], batch["x"])[0])["features"]
+        features = jnp.zeros(features.shape, features.dtype)
+        params["projector"], state["projector"] = projector.init(keys[1], features)
+        projection = jax.eval_shape(lambda: project(params, state, batch["x"], None, train=False)[0])
+        params["predictor"], state["predictor"] = predictor.init(keys[2], jnp.zeros(projection.shape, projection.dtype))
+        online = {slot: params[slot] for slot in ("model", "projector")}
+        statistics = {slot: state[slot] for slot in ("model", "projector")}
+        return params, own(state, name, {"params": copy(online), "state": copy(statistics)})
+
+    def losses(params, state, batch, ctx):
+        first, second = (views(ctx.fold(f"view{i}").key, batch["x"]) for i in range(2))
+        target = jax.lax.stop_gradient(state[name]["params"])
+        online, slow, distance, spread = state, state[name]["state"], 0.0, 0.0
+        for i, (here, there) in enumerate([(first, second), (second, first)]):
+            key = ctx.fold(f"dropout{i}").key
+            z, moved = project(params, online, here, key)
+            online = {**online, **moved}
+            q, head = predictor.apply(params["predictor"], online["predictor"], z, train=ctx.train, key=key)
+            online = {**online, "predictor": head}
+            goal, slow = project(target, slow, there, key)
+            q, goal = _unit(q["logits"]), jax.lax.stop_gradient(_unit(goal))
+            distance = distance + weighted_mean(jnp.sum((q - goal) ** 2, -1), batch)
+            spread = spread + jnp.mean(jnp.std(_unit(z), 0)) / 2
+        state = {**online, name: {"params": state[name]["params"], "state": slow}}
+        return {"byol": distance}, (state, {"feature_std": spread})
+
+    def predict(params, state, batch, ctx):
+        return model.apply(params["model"], state["model"], batch["x"], train=False, key=ctx.fold("model").key)[0], state
+
+    def after(params, state, update, ctx):
+        del update
+        m = momentum(ctx.step) if callable(momentum) else momentum
+        slow = jax.tree.map(
+            lambda old, new: (m * old + (1 - m) * new).astype(old.dtype),
+            state[name]["params"],
+            {slot: params[slot] for slot in state[name]["params"]},
+        )
+        return params, {**state, name: {**state[name], "params": slow}}
+
+    return Objective(init, losses, predict, after)
+
+
+def _unit(x):
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, -1, keepdims=True), 1e-12))

@@ -1,0 +1,207 @@
+"""Supervised training: one leaf, and the transforms that any objective takes (penalties, SAM, averaged weights)."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from paradigms.batch import rows, weighted_mean
+from paradigms.model import Model
+from paradigms.objective import Objective, concrete, copy, hide, own, total
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def cross_entropy(smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> Loss:
+    """Softmax cross-entropy in nats, for integer labels (...,) or soft labels (..., classes).
+
+    Args:
+      smoothing: label smoothing in [0, 1): targets (1 - s) y + s / classes (Szegedy et al., 2016).
+      class_weights: one factor a class, on the loss of its examples; factors of mean 1 keep the scale.
+
+    Returns:
+      a loss ``(logits (..., classes), y) -> (...,)``.
+    """
+    if concrete(smoothing) and not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing={smoothing}: must be in [0, 1)")
+
+    def loss(logits, y):
+        classes = logits.shape[-1]
+        soft = jax.nn.one_hot(y, classes, dtype=logits.dtype) if jnp.issubdtype(y.dtype, jnp.integer) else y
+        value = optax.losses.softmax_cross_entropy(logits, optax.losses.smooth_labels(soft, smoothing))
+        if class_weights is None:
+            return value
+        if len(class_weights) != classes:
+            raise ValueError(f"class_weights: {len(class_weights)} factors for {classes} classes; give one a class")
+        return value * (soft @ jnp.asarray(class_weights, logits.dtype))
+
+    return loss
+
+
+def supervised(model: Model, loss: Loss | None = None, output: str = "logits", target: str = "y") -> Objective:
+    """Learning from labelled examples: the mean of ``loss(outputs[output], batch[target])``.
+
+    Args:
+      model: the network.
+      loss: ``(outputs, targets) -> values`` with the example axis first; further axes (labels, tokens, output
+        dimensions) are averaged. Any elementwise loss of ``optax.losses`` fits as it is: ``sigmoid_binary_cross_entropy``
+        and ``sigmoid_focal_loss`` for multi-label targets, ``squared_error`` and ``huber_loss`` for regression.
+        Default: `cross_entropy`.
+      output: which output of the model, for networks with several heads.
+      target: which leaf of the batch.
+
+    Returns:
+      an objective with one loss, "supervised"; examples count by ``batch["weight"]``. Its ``aux`` is the accuracy where
+      targets are classes.
+
+    Raises:
+      ValueError: (at init, on concrete data) NaN inputs, labels outside the classes, outputs that do not fit targets.
+    """
+    loss = cross_entropy() if loss is None else loss
+
+    def init(key, batch):
+        _require(batch, "x", target)
+        params, state = model.init(key, batch["x"])
+        _check_data(batch["x"], batch[target], _shape_of(model, params, state, batch["x"], output), target)
+        return {"model": params}, {"model": state}
+
+    def losses(params, state, batch, ctx):
+        outputs, new = model.apply(params["model"], state["model"], batch["x"], train=ctx.train, key=ctx.fold("model").key)
+        answer, y = outputs[output], batch[target]
+        _fits(answer.shape, y, target)
+        values = loss(answer, y)
+        if values.shape[:1] != (rows(batch),):
+            raise ValueError(f"loss: returned shape {values.shape} for {rows(batch)} examples; return one value an example")
+        per_example = jnp.mean(values.reshape(values.shape[0], -1), -1)
+        aux = {"per_example": per_example}
+        if answer.ndim == y.ndim + 1:
+            hits = (jnp.argmax(answer, -1) == y).astype(per_example.dtype)
+            aux["accuracy"] = weighted_mean(jnp.mean(hits.reshape(hits.shape[0], -1), -1), batch)
+        return {"supervised": weighted_mean(per_example, batch)}, ({**state, "model": new}, aux)
+
+    def predict(params, state, batch, ctx):
+        outputs, _ = model.apply(params["model"], state["model"], batch["x"], train=False, key=ctx.fold("model").key)
+        return {**outputs, "logits": outputs[output]}, state
+
+    return Objective(init, losses, predict)
+
+
+def _require(batch, *names):
+    for name in names:
+        if name not in batch:
+            raise ValueError(f'batch: has no leaf "{name}" (leaves: {sorted(batch)})')
+
+
+def _shape_of(model, params, state, x, output):
+    outputs, _ = jax.eval_shape(lambda p, s, x: model.apply(p, s, x), params, state, x)
+    if output not in outputs:
+        raise ValueError(f'output="{output}": the model has outputs {sorted(outputs)}; name one of them')
+    return outputs[output].shape
+
+
+def _check_data(x, y, shape, target):
+    """What can only be seen in the values, while they are concrete."""
+    if len(x) != len(y):
+        raise ValueError(f"batch: x has {len(x)} rows and {target} has {len(y)}; they must agree")
+    if concrete(x) and np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+        bad = np.flatnonzero(~np.isfinite(np.asarray(x)).reshape(len(x), -1).all(-1))
+        raise ValueError(f"batch: x is not finite in {len(bad)} rows, the first is row {bad[0]}; clean the data")
+    _fits(shape, y, target)
+    if concrete(y) and np.size(y) and len(shape) == y.ndim + 1 and not 0 <= np.min(y) <= np.max(y) < shape[-1]:
+        raise ValueError(
+            f"batch: {target} holds labels from {np.min(y)} to {np.max(y)}, but the model has {shape[-1]} outputs, for "
+            f"labels 0 to {shape[-1] - 1}"
+        )
+
+
+def _fits(shape, y, target):
+    labels = jnp.issubdtype(y.dtype, jnp.integer)
+    if tuple(shape) == tuple(y.shape) and not (labels and len(shape) == 1):
+        return
+    if not (labels and tuple(shape[:-1]) == tuple(y.shape)):
+        kind = "class labels" if labels else "targets"
+        raise ValueError(
+            f"model: outputs of shape {tuple(shape)} do not fit {kind} {target} of shape {tuple(y.shape)}: integer labels "
+            "need outputs with one more axis, of classes; real targets need outputs of their own shape"
+        )
+
+
+def penalised(child: Objective, l1: float = 0.0, l2: float = 0.0) -> Objective:
+    """Adds l1 |w|_1 + l2/2 |w|_2^2 over the network's weights with two or more axes (not biases, not scales).
+
+    0 is the child. Losses: the child's, "l1" and "l2".
+    """
+
+    def losses(params, state, batch, ctx):
+        values, rest = child.losses(params, state, batch, ctx)
+        weights = [w for w in jax.tree.leaves(params["model"]) if w.ndim > 1]
+        terms = {"l1": l1 * sum(jnp.abs(w).sum() for w in weights), "l2": l2 / 2 * sum((w**2).sum() for w in weights)}
+        for name, term in terms.items():
+            values = own(values, name, term)
+        return values, rest
+
+    return child._replace(losses=losses)
+
+
+def sharpness(child: Objective, rho: float) -> Objective:
+    """Sharpness-aware minimisation: the child's losses at w + rho g / |g|, g their gradient at w (Foret et al., 2021, eq. 2).
+
+    The ascent is not differentiated, and the child's state is the one of the clean point. Two backward passes a step.
+
+    Args:
+      rho: radius in the norm of all params together, 0 or more; 0 is the child.
+    """
+    if concrete(rho) and rho < 0:
+        raise ValueError(f"rho={rho}: must be 0 or more")
+
+    def losses(params, state, batch, ctx):
+        def clean(params):
+            values, rest = child.losses(params, state, batch, ctx)
+            return total(values), rest
+
+        grad, (new_state, aux) = jax.grad(clean, has_aux=True)(jax.lax.stop_gradient(params))
+        grad = {name: slot for name, slot in grad.items() if name != "taps"}
+        scale = rho / jnp.maximum(optax.tree.norm(grad), 1e-12)
+        moved = {name: jax.tree.map(lambda w, g: w + scale * g, params[name], grad[name]) for name in grad}
+        values, _ = child.losses({**params, **moved}, state, batch, ctx)
+        return values, (new_state, aux)
+
+    return child._replace(losses=losses)
+
+
+def averaged(child: Objective, decay: "float | Callable" = 0.999, name: str = "average") -> Objective:
+    """Predicts with an exponential moving average of the params; training does not see it (Polyak and Juditsky, 1992).
+
+    Args:
+      decay: weight of the past in [0, 1), or a function of the step; 0 predicts as the child does. Batch statistics are
+        the child's own.
+      name: the slot of ``state`` that holds the average.
+    """
+    if not callable(decay) and concrete(decay) and not 0 <= decay < 1:
+        raise ValueError(f"decay={decay}: must be in [0, 1)")
+    inner = hide(child, name)
+
+    def init(key, batch):
+        params, state = child.init(key, batch)
+        return params, own(state, name, copy(params))
+
+    def after(params, state, update, ctx):
+        params, state = inner.after(params, state, update, ctx)
+        rate = decay(ctx.step) if callable(decay) else decay
+        average = jax.tree.map(lambda a, p: (rate * a + (1 - rate) * p).astype(p.dtype), state[name], params)
+        return params, {**state, name: average}
+
+    def predict(params, state, batch, ctx):
+        del params
+        return inner.predict(state[name], state, batch, ctx)
+
+    def boundary(params, state, batches, ctx, event):
+        new, state = inner.boundary(params, state, batches, ctx, event)
+        same = jax.tree.structure(new) == jax.tree.structure(params) and jax.tree.map(jnp.shape, new) == jax.tree.map(
+            jnp.shape, params
+        )
+        return new, state if same else {**state, name: copy(new)}
+
+    return inner._replace(init=init, after=after, predict=predict, boundary=boundary)

@@ -1,0 +1,265 @@
+"""The trainer: an objective, an optax optimizer and, where losses compete, an aggregator, compiled as one step."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import checkify
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from paradigms.gradients import accumulated, gradients, split_taps
+from paradigms.objective import Aggregator, Batch, Context, Objective, Tree, Update, check, fold, total
+
+logger = logging.getLogger("paradigms")
+
+
+class TrainState(NamedTuple):
+    """Everything a run needs to go on.
+
+    Attributes:
+      step: int32 scalar, updates made. task: int32 scalar, tasks ended. key: the root key of the run.
+      params, state: the objective's. opt_state: optax's. aggregate_state: the aggregator's, or None.
+    """
+
+    step: jax.Array
+    task: jax.Array
+    key: jax.Array
+    params: Tree
+    state: Tree
+    opt_state: Tree
+    aggregate_state: Tree
+
+
+class Pure(NamedTuple):
+    """A trainer's functions before compilation, for use inside a ``jit``, ``vmap`` or ``scan`` of your own.
+
+    Attributes:
+      init: ``(key, batch) -> TrainState``.
+      step: ``(state, batch) -> (state, metrics)``.
+      scan: ``(state, source, n) -> (state, metrics stacked over n)``, `n` static.
+      boundary: ``(state, batches, event) -> state``, `event` static.
+      predict: ``(state, batch) -> outputs``.
+    """
+
+    init: Callable[..., TrainState]
+    step: Callable[..., tuple[TrainState, dict]]
+    scan: Callable[..., tuple[TrainState, dict]]
+    boundary: Callable[..., TrainState]
+    predict: Callable[..., dict]
+
+
+class Trainer:
+    """Trains an objective; every method is compiled once and the state is donated.
+
+    Args:
+      objective: what is trained.
+      optimizer: any optax transformation. It receives ``value``, ``grad`` and ``value_fn``, so L-BFGS, Polyak steps and
+        plateau schedules work unwrapped.
+      aggregate: combines the gradients of the named losses (`pcgrad`); None sums the losses.
+      microbatches: gradient accumulation: the batch is cut into this many equal parts, run one after the other. State
+        threads through them, ``after`` runs once, and losses that couple a batch's examples see a part at a time.
+      mesh: devices; the batch is split over the first axis of the mesh and the state is kept on every device. Losses
+        are written over the whole batch, so the result is that of one device.
+
+    Attributes:
+      table: each run's seed and settings (see `vectorize`).
+      runs: None, or how many runs are trained side by side (see `vectorize`); then every array of the state, the metrics
+        and the outputs has them as its first axis.
+      pure: the same functions uncompiled.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        aggregate: Aggregator | None = None,
+        microbatches: int = 1,
+        mesh: Mesh | None = None,
+    ):
+        if microbatches < 1:
+            raise ValueError(f"microbatches={microbatches}: must be 1 (none) or more")
+        self._compile(pure(objective, optimizer, aggregate, microbatches, mesh))
+        self.objective, self.runs, self.table = objective, None, [{}]
+        self._parts = microbatches * (mesh.devices.shape[0] if mesh else 1)
+
+    @classmethod
+    def around(cls, functions: Pure, like: "Trainer", table: list[dict]) -> "Trainer":
+        """The compiled interface around `functions` that carry many runs; `table` says the settings of each."""
+        trainer = cls.__new__(cls)
+        trainer._compile(functions)
+        trainer.objective, trainer.runs, trainer.table = like.objective, len(table), table
+        trainer._parts = like._parts
+        return trainer
+
+    def _compile(self, functions: Pure) -> None:
+        def boundary(state, batches, event):
+            checked = checkify.checkify(functools.partial(functions.boundary, event=event), errors=checkify.user_checks)
+            return checked(state, batches)
+
+        self.pure = functions
+        self._init = jax.jit(functions.init)
+        self._step = jax.jit(functions.step, donate_argnums=0)
+        self._scan = jax.jit(functions.scan, donate_argnums=0, static_argnums=2)
+        self._boundary = jax.jit(boundary, static_argnums=2)
+        self._predict = jax.jit(functions.predict)
+
+    def init(self, key: "jax.Array | int", batch: Batch) -> TrainState:
+        """A fresh state; `batch` gives shapes and is checked against the objective.
+
+        Args:
+          key: a typed PRNG key, or a seed. All randomness of the run follows from it.
+          batch: concrete arrays, the example axis first, of the size that ``step`` will see.
+
+        Raises:
+          ValueError: what does not fit, before anything is compiled.
+        """
+        check(self.objective, batch)
+        key = jax.random.key(key) if isinstance(key, int) else key
+        return self._init(key, batch)
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
+        """One update. `state` is donated: use the one returned.
+
+        Returns:
+          the new state, and metrics as device scalars: every named loss, "loss" (their sum) and the objective's ``aux``.
+        """
+        self._fits(batch)
+        return self._step(state, batch)
+
+    def scan(self, state: TrainState, source: Any, n: int) -> tuple[TrainState, dict]:
+        """`n` updates in one call, on batches that `source` makes from the run's key and the step.
+
+        Args:
+          state: donated.
+          source: ``source.batch(key, step)`` inside the program, after ``source.chunk(step, n)`` on the host (see
+            `paradigms.data.Source`).
+          n: number of updates, static: each value compiles once.
+
+        Returns:
+          the new state, and metrics stacked over the `n` updates.
+        """
+        chunk = source.chunk(state.step, n)
+        return self._scan(state, chunk, n)
+
+    def boundary(self, state: TrainState, batches: Tree, event: str = "end") -> TrainState:
+        """Tells the objective that a task or phase starts or ends; "end" also moves ``task`` on.
+
+        Args:
+          state: not donated.
+          batches: data of the task, stacked to leaves (n, batch, ...), or None where no wrapper needs it.
+          event: "start", "end" or a phase's name.
+
+        Returns:
+          the new state. Where params changed structure, optimizer leaves of unchanged path and shape are kept.
+
+        Raises:
+          ValueError: a check of the objective failed, such as a Fisher information that is zero everywhere.
+        """
+        error, state = self._boundary(state, batches, event)
+        if message := error.get():
+            raise ValueError(message)
+        return state
+
+    def predict(self, state: TrainState, batch: Batch) -> dict:
+        """The objective's answer to a batch in evaluation mode: "logits", "features", ..., one row an example."""
+        return self._predict(state, batch)
+
+    def _fits(self, batch: Batch) -> None:
+        rows = np.shape(jax.tree.leaves(batch)[0])[0]
+        if rows % self._parts:
+            raise ValueError(f"batch: {rows} rows do not divide into {self._parts} equal parts (microbatches x devices)")
+
+
+def pure(objective: Objective, optimizer, aggregate=None, microbatches: int = 1, mesh: Mesh | None = None) -> Pure:
+    """The functions of `Trainer`, uncompiled; the arguments are the trainer's."""
+    optimizer = optax.with_extra_args_support(optimizer)
+    compute = accumulated(gradients(objective, each=aggregate is not None), microbatches)
+
+    def constrain(tree: Tree, spec: PartitionSpec) -> Tree:
+        return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec)) if mesh else tree
+
+    def replicate(tree: Tree) -> Tree:
+        return constrain(tree, PartitionSpec())
+
+    def split_batch(batch: Batch) -> Batch:
+        return constrain(batch, PartitionSpec(mesh.axis_names[0])) if mesh else batch
+
+    def aggregate_init(params, state, batch, ctx):
+        if aggregate is None:
+            return None
+        names, _ = jax.eval_shape(objective.losses, params, state, batch, ctx)
+        return aggregate.init(split_taps(params)[0], tuple(names))
+
+    def init(key, batch):
+        batch, zero = split_batch(batch), jnp.zeros((), jnp.int32)
+        params, state = objective.init(fold(key, "init"), batch)
+        aggregate_state = aggregate_init(params, state, batch, Context(key, zero, zero, train=True))
+        opt_state = optimizer.init(split_taps(params)[0])
+        return replicate(TrainState(zero, zero, fold(key, "run"), params, state, opt_state, aggregate_state))
+
+    def step(whole: TrainState, batch: Batch):
+        batch = split_batch(batch)
+        ctx = Context(fold(whole.key, whole.step), whole.step, whole.task, train=True)
+        grads, values, state, aux = compute(whole.params, whole.state, batch, ctx)
+        summed = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), grads.values())
+        trained, taps = split_taps(whole.params)
+        direction, aggregate_state = split_taps(summed)[0], whole.aggregate_state
+        if aggregate is not None:
+            grads = {name: split_taps(grad)[0] for name, grad in grads.items()}
+            direction, aggregate_state = aggregate.combine(grads, values, aggregate_state, ctx.fold("aggregate"))
+
+        def value_fn(p):
+            return total(objective.losses({**p, **taps}, whole.state, batch, ctx)[0])
+
+        loss = total(values)
+        updates, opt_state = optimizer.update(
+            direction, whole.opt_state, trained, value=loss, grad=direction, value_fn=value_fn
+        )
+        params = {**optax.apply_updates(trained, updates), **taps}
+        params, state = objective.after(params, state, Update(whole.params, summed, updates), ctx)
+        new = TrainState(whole.step + 1, whole.task, whole.key, params, state, opt_state, aggregate_state)
+        return replicate(new), {**aux, **values, "loss": loss}
+
+    def scan(whole: TrainState, source, n: int):
+        key = fold(whole.key, "data")
+        return jax.lax.scan(lambda s, _: step(s, source.batch(key, s.step)), whole, length=n)
+
+    def boundary(whole: TrainState, batches: Tree, event: str):
+        ctx = Context(fold(fold(whole.key, whole.step), event), whole.step, whole.task, train=False)
+        params, state = objective.boundary(whole.params, whole.state, batches, ctx, event)
+        opt_state, aggregate_state = whole.opt_state, whole.aggregate_state
+        if _shapes(params) != _shapes(whole.params):
+            logger.warning('boundary "%s" changed the structure of params: the next step compiles anew', event)
+            opt_state = _transplant(opt_state, optimizer.init(split_taps(params)[0]))
+            if aggregate is not None:
+                first = jax.tree.map(lambda leaf: leaf[0], batches)
+                aggregate_state = _transplant(aggregate_state, aggregate_init(params, state, first, ctx))
+        task = whole.task + (event == "end")
+        return replicate(TrainState(whole.step, task, whole.key, params, state, opt_state, aggregate_state))
+
+    def predict(whole: TrainState, batch: Batch):
+        ctx = Context(fold(whole.key, "predict"), whole.step, whole.task, train=False)
+        return objective.predict(whole.params, whole.state, batch, ctx)[0]
+
+    return Pure(init, step, scan, boundary, predict)
+
+
+def _shapes(tree: Tree) -> dict:
+    return {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _transplant(old: Tree, new: Tree) -> Tree:
+    """`new` with the leaves of `old` wherever path, shape and dtype are the same."""
+    kept = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
+
+    def pick(path, leaf):
+        before = kept.get(jax.tree_util.keystr(path))
+        same = before is not None and before.shape == leaf.shape and before.dtype == leaf.dtype
+        return before if same else leaf
+
+    return jax.tree.map_with_path(pick, new)
