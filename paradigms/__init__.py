@@ -3,10 +3,11 @@
 from paradigms.adversarial import adversarial, fgsm, l2, linf, pgd
 from paradigms.continual import ewc, exact_fisher, rehearsal, reservoir
 from paradigms.meta import maml
+from paradigms.fit import Run, fit
 from paradigms.model import Model, from_functions, from_linen, from_nnx
 from paradigms.multitask import multitask, pcgrad
 from paradigms.objective import Aggregator, Context, Objective, Update, context
 from paradigms.selfsup import byol
 from paradigms.supervised import averaged, cross_entropy, penalised, sharpness, supervised
 from paradigms.trainer import Pure, Trainer, TrainState
-from paradigms.vectorize import grid, vectorize
+from paradigms.vectorize import grid, one_by_one, side_by_side, vectorize

@@ -44,18 +44,19 @@ def several(*writers: Any) -> Writer:
     return Writer(write, close)
 
 
-def plain(row: Row) -> dict[str, float | list]:
-    """`row` for JSON: numbers, and lists (runs,) of them; None where not finite. Larger arrays are left out."""
+def plain(row: Row) -> dict[str, Any]:
+    """`row` for JSON: numbers, and lists (runs,) of them; None where not finite. Anything else is left out."""
 
     def number(value):
-        value = np.asarray(value).item()
         return value if np.isfinite(value) else None
 
-    values = {name: np.asarray(value) for name, value in row.items() if value is not None}
+    values = {name: np.asarray(value) for name, value in row.items()}
+    nothing = np.frompyfunc(lambda one: float("nan") if one is None else one, 1, 1)  # None of an earlier `plain`
+    values = {name: np.asarray(nothing(v), np.float64) if v.dtype.kind == "O" else v for name, v in values.items()}
     return {
-        name: number(value) if value.ndim == 0 else [number(one) for one in value]
+        name: number(value.item()) if value.ndim == 0 else [number(one) for one in value.tolist()]
         for name, value in values.items()
-        if value.ndim < 2 and value.dtype.kind not in "OUSMm"
+        if value.ndim < 2 and value.dtype.kind not in "USMm"
     }
 
 
@@ -64,8 +65,8 @@ def jsonl(path: str | os.PathLike, from_step: int | None = None) -> Writer:
 
     Args:
       path: appended to; folders are made. A last line cut short by a kill is dropped.
-      from_step: what a resumed run gives, the step it goes on from: rows at or after it are dropped first, since the
-        run writes them again. 0 starts anew; None keeps all rows.
+      from_step: the first step that a resumed run may write again: rows at or after it are dropped first. 0 starts
+        anew; None keeps all rows.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,8 +126,10 @@ def progress(
       from_step: the step a resumed run goes on from.
       file: a text stream; default: standard error, so that results alone are on standard output.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress
+    from rich.text import Text
 
     console = Console(file=file or sys.stderr)
     last, label = {"step": from_step, "time": time.monotonic(), "rate": 0.0}, f"{runs} runs" if runs else "run"
@@ -150,25 +153,22 @@ def progress(
 
         return Writer(line)
 
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
-        console=console,
-    )  # fmt: skip
-    task = bar.add_task(label, total=total_steps, completed=from_step, text="")
-    seen = {}
-    bar.start()
+    bar, numbers = Progress("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[speed]}"), Text()
+    task = bar.add_task(label, total=total_steps, completed=from_step, speed="")
+    live, seen = Live(Group(bar, numbers), console=console, refresh_per_second=4), {}
+    live.start()
 
     def write(step, row):
         seen.update(row)  # evaluation rows are rarer than training rows: their numbers stay on show
-        bar.update(task, completed=step, text="  ".join(filter(None, [speed(step), _shown(seen)])))
+        bar.update(task, completed=step, speed=speed(step))
+        numbers.plain = _shown(seen)
 
-    return Writer(write, bar.stop)
+    return Writer(write, live.stop)
 
 
 def _shown(row: Row) -> str:
     def mean(values):
-        numbers = [float("nan") if value is None else value for value in np.atleast_1d(values)]
-        return _short(float(np.mean(numbers)))
+        return _short(float(np.mean(np.asarray(values, np.float64))))
 
     return "  ".join(f"{name} {mean(value)}" for name, value in plain(row).items() if np.size(value))
 

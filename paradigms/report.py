@@ -25,14 +25,14 @@ LOWER_IS_BETTER = ("loss", "error", "mse", "rmse", "mae", "ece", "nll", "perplex
 def learning_curves(history: Rows, path: "str | os.PathLike | None" = None, best: str | None = None):
     """One panel a metric, with a line a split: the mean over runs, and its 95% interval as a band.
 
-    ``train/loss`` and ``validation/loss`` share the panel ``loss``, so that the gap between them is seen. The step where
-    validation was best is marked in every panel.
+    ``train/loss`` and ``validation/loss`` share the panel ``loss``, so that the gap between them is seen. A circle
+    is where validation was best, a dotted line through every panel the step where `best` was.
 
     Args:
-      history: rows ``{"step": 100, "train/loss": ..., ...}``, numbers or (runs,) of them; a row may have some keys only.
+      history: rows ``{"step": 100, "train/loss": ..., ...}``, numbers or (runs,) of them; rows may lack keys.
       path: where to save the figure; the ending says the format (png, svg, pdf). None saves nothing.
-      best: the key whose best mean is marked; default ``validation/accuracy``, else ``validation/loss``, else the
-        first key of validation. Keys that end in "loss", "error" and the like are best where smallest.
+      best: the key that says the best step by its mean; default ``validation/accuracy``, else ``validation/loss``, else
+        the first key of validation. Keys that end in "loss", "error" and the like are best where smallest.
 
     Returns:
       a `matplotlib.figure.Figure`.
@@ -64,9 +64,8 @@ def learning_curves(history: Rows, path: "str | os.PathLike | None" = None, best
     for axis, (name, keys) in zip(axes.flat, panels.items(), strict=False):
         for number, key in enumerate(keys):
             steps, mean, half = curves[key]
-            colour, shift = _colour(key, number), "-"
-            alone = len(steps) == 1
-            axis.plot(steps, mean, shift, color=colour, lw=1.7, marker="o" if alone else None, label=_split(key))
+            colour, marker = _colour(key, number), "o" if len(steps) == 1 else None
+            axis.plot(steps, mean, color=colour, lw=1.7, marker=marker, label=_split(key))
             axis.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.18, lw=0)
         axis.set_title(name, loc="left", fontsize=11, fontweight="bold")
         axis.set_xlabel("step")
@@ -75,18 +74,13 @@ def learning_curves(history: Rows, path: "str | os.PathLike | None" = None, best
         axis.grid(alpha=0.25, lw=0.6)
         if len(keys) > 1 or "/" in keys[0]:
             axis.legend(frameon=False, fontsize=9)
+        if marks := [key for key in keys if key == best or _marks(key, curves)]:
+            step, value = _best(marks[0], curves[marks[0]])
+            colour = _colour(marks[0], keys.index(marks[0]))
+            axis.plot([step], [value], "o", ms=6, mfc="white", mec=colour, mew=1.6)
+            axis.set_title(f"best {value:.4g} at {step:g}", loc="right", fontsize=9, color=colour)
         if mark:
-            step, value = _best(mark, curves[mark])
-            axis.axvline(step, color="#555555", lw=0.9, ls=":")
-            if mark in keys:
-                axis.plot([step], [value], "o", ms=6, mfc="white", mec=_colour(mark, keys.index(mark)), mew=1.6)
-                side = "right" if step > np.mean(axis.get_xlim()) else "left"
-                below = _lower(mark)
-                axis.annotate(
-                    f"best {value:.4g} at {step:g}", (step, value), (-7 if side == "right" else 7, -14 if below else 9),
-                    textcoords="offset points", ha=side, fontsize=8.5, color="#333333",
-                )  # fmt: skip
-                axis.margins(y=0.12)
+            axis.axvline(_best(mark, curves[mark])[0], color="#555555", lw=0.9, ls=":")
     if path is not None:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=140)
@@ -140,9 +134,7 @@ def html(
       `path`.
     """
     result = dict(result or {})
-    measured = result.get(
-        "metrics", {name: value for name, value in result.items()} if "experiment" not in result else {}
-    )
+    measured = result.get("metrics", {}) if "experiment" in result else result
     published = result.get("published", {})
     matrices = {name: np.asarray(value) for name, value in measured.items() if _is_confusion(name, value)}
     parts = [f"<h1>{markup.escape(title)}</h1>", _facts(result)]
@@ -150,8 +142,7 @@ def html(
         parts += ["<h2>Results</h2>", _table(("metric", "mean ± 95% interval", "runs", "published", "source"), rows)]
     histories = dict(history) if isinstance(history, Mapping) else {"": history}
     if any(_curves(one) for one in histories.values()):
-        parts.append("<h2>Learning curves</h2><p>Lines are means over runs, bands their 95% intervals. "
-                     "The dotted line is where validation was best.</p>")  # fmt: skip
+        parts += ["<h2>Learning curves</h2>", LEGEND]
         parts += [_picture(learning_curves(rows), name) for name, rows in histories.items() if _curves(rows)]
     for name, matrix in matrices.items():
         parts += [f"<h2>{markup.escape(name)}</h2>", _picture(confusion(matrix.reshape(-1, *matrix.shape[-2:]).sum(0)))]
@@ -268,13 +259,19 @@ def _picture(figure: Any, caption: str = "") -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode()
     text = f"<figcaption>{markup.escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img alt="{markup.escape(caption or "figure")}" src="data:image/svg+xml;base64,{data}">{text}</figure>'
+    image = f'<img alt="{markup.escape(caption or "figure")}" src="data:image/svg+xml;base64,{data}">'
+    return f"<figure>{image}{text}</figure>"
 
 
+LEGEND = (
+    "<p>Lines are means over runs, bands their 95% intervals. Circles are where validation was best, the dotted line "
+    "is the best step.</p>"
+)
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>@title</title><style>
-body{font:16px/1.5 system-ui,sans-serif;color:#1f2328;background:#fff;max-width:1080px;margin:2.5rem auto;padding:0 1.2rem}
+body{font:16px/1.5 system-ui,sans-serif;color:#1f2328;background:#fff;
+ max-width:1080px;margin:2.5rem auto;padding:0 1.2rem}
 h1{font-size:1.7rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:2.2rem 0 .6rem;border-bottom:1px solid #e3e6ea}
 .facts{color:#666;font-size:.9rem;margin:0}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}

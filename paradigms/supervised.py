@@ -30,6 +30,11 @@ def cross_entropy(smoothing: float = 0.0, class_weights: Sequence[float] | None 
     def loss(logits, y):
         classes = logits.shape[-1]
         soft = jax.nn.one_hot(y, classes, dtype=logits.dtype) if jnp.issubdtype(y.dtype, jnp.integer) else y
+        if soft.shape != logits.shape:
+            raise ValueError(
+                f"cross_entropy: targets of shape {y.shape} and type {y.dtype} do not fit logits of shape {logits.shape}; "
+                "soft and multi-hot targets must be floats"
+            )
         value = optax.losses.softmax_cross_entropy(logits, optax.losses.smooth_labels(soft, smoothing))
         if class_weights is None:
             return value
@@ -109,11 +114,13 @@ def _check_data(x, y, shape, target):
         bad = np.flatnonzero(~np.isfinite(np.asarray(x)).reshape(len(x), -1).all(-1))
         raise ValueError(f"batch: x is not finite in {len(bad)} rows, the first is row {bad[0]}; clean the data")
     _fits(shape, y, target)
-    if concrete(y) and np.size(y) and len(shape) == y.ndim + 1 and not 0 <= np.min(y) <= np.max(y) < shape[-1]:
-        raise ValueError(
-            f"batch: {target} holds labels from {np.min(y)} to {np.max(y)}, but the model has {shape[-1]} outputs, for "
-            f"labels 0 to {shape[-1] - 1}"
-        )
+    if concrete(y) and np.size(y) and len(shape) == y.ndim + 1:
+        low, high = np.asarray(y).min(), np.asarray(y).max()
+        if not 0 <= low <= high < shape[-1]:
+            raise ValueError(
+                f"batch: {target} holds labels from {low} to {high}, but the model has {shape[-1]} outputs, for labels 0 "
+                f"to {shape[-1] - 1}"
+            )
 
 
 def _fits(shape, y, target):

@@ -39,7 +39,7 @@ def reservoir(capacity: int) -> Memory:
 
     def init(batch):
         rows_of = {name: leaf for name, leaf in batch.items() if name != "weight"}
-        store = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype), rows_of)
+        store = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(capacity, *leaf.shape[1:])), rows_of)
         return {"rows": store, "seen": jnp.zeros((), jnp.int32)}
 
     def insert(memory, batch, key):
@@ -57,7 +57,7 @@ def reservoir(capacity: int) -> Memory:
             memory["rows"],
             {name: leaf for name, leaf in batch.items() if name != "weight"},
         )
-        return {"rows": store, "seen": memory["seen"] + jnp.sum(real)}
+        return {"rows": store, "seen": memory["seen"] + jnp.sum(real, dtype=jnp.int32)}
 
     def sample(memory, key, n):
         stored = jnp.minimum(memory["seen"], capacity)

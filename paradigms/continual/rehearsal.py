@@ -36,16 +36,18 @@ def rehearsal(child: Objective, memory: Memory, size: int | None = None, name: s
         n = count if size is None else size
         draw, place = jax.random.split(ctx.fold(name).key)
         replayed, valid = memory.sample(state[name], draw, n)
+        # reads before writes, or else XLA copies the buffer in every step
+        replayed, held = jax.lax.optimization_barrier((replayed, state[name]))
         stream = {leaf: value for leaf, value in batch.items() if leaf != "weight"}
 
         def join(new, old):
-            fill = new[jnp.arange(n) % count]
+            fill = jnp.asarray(new)[jnp.arange(n) % count]
             old = jnp.where(valid.reshape(-1, *[1] * (old.ndim - 1)), old, fill)
             return jnp.concatenate([new, old.astype(new.dtype)])
 
         weight = jnp.concatenate([batch.get("weight", jnp.ones(count)), valid.astype(jnp.float32)])
         joint = weigh(jax.tree.map(join, stream, replayed), weight)
         values, (state, aux) = inner.losses(params, state, joint, ctx)
-        return values, ({**state, name: memory.insert(state[name], batch, place)}, aux)
+        return values, ({**state, name: memory.insert(held, batch, place)}, aux)
 
     return inner._replace(init=init, losses=losses)

@@ -1,0 +1,1 @@
+"""Published protocols, one file a benchmark: ``python -m experiments`` lists them."""

@@ -1,0 +1,50 @@
+"""Timing shared by the speed scripts: paired, warm, median of many; the machine's matmul peak."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Call = Callable[[], object]
+
+
+def paired(calls: dict[str, Call], repeats: int = 15) -> dict[str, list[float]]:
+    """Seconds of each call, taken in turn so that a drift of the machine's speed meets all of them alike. Calls block."""
+    for call in calls.values():
+        call()
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], over: str, under: str) -> float:
+    """The median of the paired ratios ``over / under``."""
+    return statistics.median(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
+
+
+def peak(size: int = 2048, repeats: int = 9) -> float:
+    """GFLOP/s of a float32 matrix product (size, size) x (size, size), the best of `repeats`."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(jnp.matmul)
+    seconds = paired({"matmul": lambda: product(a, a).block_until_ready()}, repeats)["matmul"]
+    return 2 * size**3 / min(seconds) / 1e9
+
+
+def table(title: str, head: tuple[str, ...], rows: list[tuple]) -> None:
+    """Prints one table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left")
+    for i, name in enumerate(head):
+        grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
+    Console(width=120).print(grid)

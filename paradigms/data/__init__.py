@@ -1,0 +1,52 @@
+"""Data: loading, sources of batches, augmentations, imperfect data sets."""
+
+from paradigms.data.augment import crop, cutout, flip, random_resized_crop, rotate, translate
+from paradigms.data.bind import bind
+from paradigms.data.checks import check_arrays
+from paradigms.data.colour import blur, colour_jitter, greyscale, solarise
+from paradigms.data.imperfect import few_labels, imbalance, label_flips, label_noise
+from paradigms.data.load import Data, load
+from paradigms.data.order import locate, order
+from paradigms.data.policies import randaugment, trivial_augment
+from paradigms.data.sources import Source, batches, resident, stacked, windows
+from paradigms.data.splits import holdout
+from paradigms.data.stream import Stream, stream
+from paradigms.data.transforms import augment, chain, cutmix, mixup, pixels
+
+__all__ = [
+    "Data",
+    "Source",
+    "Stream",
+    "augment",
+    "batches",
+    "bind",
+    "blur",
+    "chain",
+    "check_arrays",
+    "colour_jitter",
+    "crop",
+    "cutmix",
+    "cutout",
+    "few_labels",
+    "flip",
+    "greyscale",
+    "holdout",
+    "imbalance",
+    "label_flips",
+    "label_noise",
+    "load",
+    "locate",
+    "mixup",
+    "order",
+    "pixels",
+    "randaugment",
+    "random_resized_crop",
+    "resident",
+    "rotate",
+    "solarise",
+    "stacked",
+    "stream",
+    "translate",
+    "trivial_augment",
+    "windows",
+]

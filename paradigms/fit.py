@@ -1,0 +1,196 @@
+"""The run: chunks of compiled steps, evaluation, the best model by validation, early stopping, checkpoints, resume."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paradigms import logging, metrics
+from paradigms.checkpoint import Checkpoints
+from paradigms.evaluation import evaluate
+from paradigms.objective import Batch, Tree, check, copy
+from paradigms.trainer import Trainer, TrainState
+
+
+class Run(NamedTuple):
+    """What `fit` returns.
+
+    Attributes:
+      state: the last state (of a run that stopped early: where it stopped).
+      best: the state with the params of the best validation; equal to ``state`` without validation.
+      best_step: the step it was found at; an array over runs in a vectorized run.
+      history: one dict an evaluation, {"step", "train/...", "validation/..."}; values are floats, or arrays over runs.
+    """
+
+    state: TrainState
+    best: TrainState
+    best_step: Any
+    history: list[dict]
+
+
+def fit(
+    trainer: Trainer,
+    source: Any,
+    steps: int,
+    *,
+    key: "jax.Array | int" = 0,
+    chunk: int = 100,
+    validation: Batch | None = None,
+    measure: Callable | None = None,
+    select: str = "accuracy",
+    patience: int | None = None,
+    evaluate_every: int | None = None,
+    folder: "pathlib.Path | str | None" = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+    log: "logging.Writer | None" = None,
+) -> Run:
+    """Trains for `steps` updates.
+
+    The host is asked nothing inside a chunk; after each it reads the chunk's metrics. The same key gives the same bits,
+    whether or not the run was stopped and resumed, as long as `chunk` is the same.
+
+    Args:
+      trainer: of one run, or of many (`vectorize`).
+      source: batches (`paradigms.data.resident`, `stream`, `windows`).
+      steps: updates in all, 1 or more.
+      key: typed PRNG key or seed of the run.
+      chunk: updates a compiled call; the last chunk may be shorter (it compiles once more).
+      validation: a split, evaluated whole. Selection and early stopping use it and nothing else.
+      measure: ``(outputs, split) -> {name: value}``; default `paradigms.metrics.classification`.
+      select: the validation metric that says which params are best; "-name" where smaller is better ("-loss").
+      patience: stop a run after this many evaluations without a new best. Each vectorized run stops on its own.
+      evaluate_every: steps between evaluations, a multiple of `chunk`. Default: `chunk`.
+      folder: where ``metrics.jsonl`` and ``checkpoints/`` go; None writes nothing.
+      checkpoint_every: steps between checkpoints, a multiple of `chunk`. Default: at the end only.
+      resume: go on from the folder's latest checkpoint, if there is one.
+      log: a writer of rows (`paradigms.logging`). Default: a progress bar, or lines where there is no terminal.
+
+    Returns:
+      a `Run`.
+
+    Raises:
+      ValueError: arguments out of range, or data that does not fit the objective, before anything is compiled.
+    """
+    evaluate_every = evaluate_every or chunk
+    for name, value in (("steps", steps), ("chunk", chunk)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be 1 or more")
+    for name, value in (("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every or chunk)):
+        if value % chunk:
+            raise ValueError(f"{name}={value}: must be a multiple of chunk={chunk}")
+    if resume and folder is None:
+        raise ValueError("resume=True: needs the folder of the run to resume")
+    measure = metrics.classification() if measure is None else measure
+
+    batch = _example(source)
+    _check_whole(trainer, source, batch)
+    state = trainer.init(key, batch)
+    track = _Track(state, trainer.runs, select, patience)
+
+    with contextlib.ExitStack() as stack:
+        saves = stack.enter_context(Checkpoints(pathlib.Path(folder) / "checkpoints")) if folder is not None else None
+        history: list[dict] = []
+        done = 0
+        if resume and saves is not None and (latest := saves.latest()) is not None:
+            state, track.tree = saves.load(latest, (state, track.tree))
+            rows = logging.read(pathlib.Path(folder) / "metrics.jsonl")
+            history, done = [row for row in rows if row["step"] <= latest], latest
+        writers = [logging.progress(steps, trainer.runs, from_step=done) if log is None else log]
+        if folder is not None:
+            writers.append(logging.jsonl(pathlib.Path(folder) / "metrics.jsonl", from_step=done + 1))
+        writer = logging.several(*writers)
+        stack.callback(writer.close)
+
+        while done < steps and not track.finished():
+            n = min(chunk, steps - done)
+            state, values = trainer.scan(state, source, n)
+            done += n
+            row = {f"train/{name}": np.mean(value, -1) for name, value in jax.device_get(values).items()}
+            if validation is not None and (done % evaluate_every == 0 or done == steps):
+                found = evaluate(trainer, state, validation, measure)
+                row |= {f"validation/{name}": value for name, value in found.items()}
+                track.update(state, found, done)
+            row = {k: np.asarray(v, np.float64)[()] for k, v in row.items() if np.ndim(v) == (trainer.runs is not None)}
+            history.append({"step": done, **row})
+            writer.write(done, row)
+            if saves is not None and (done == steps or track.finished() or (checkpoint_every and done % checkpoint_every == 0)):
+                saves.save(done, (state, track.tree))
+    return track.result(state, history, validated=validation is not None)
+
+
+class _Track:
+    """The best and the stopped states of each run, as one tree of arrays that a checkpoint can hold."""
+
+    def __init__(self, state: TrainState, runs: int | None, select: str, patience: int | None):
+        if patience is not None and patience < 1:
+            raise ValueError(f"patience={patience}: must be 1 or more evaluations, or None")
+        shape = () if runs is None else (runs,)
+        kept = copy((state.params, state.state))
+        self.tree = {
+            "best": kept,
+            "value": jnp.full(shape, -jnp.inf),
+            "step": jnp.zeros(shape, jnp.int32),
+            "stale": jnp.zeros(shape, jnp.int32),
+            "stopped": copy(kept) if patience else (),
+        }
+        self.sign, self.name = (-1, select[1:]) if select.startswith("-") else (1, select)
+        self.patience = patience
+
+    def _running(self):
+        return self.tree["stale"] < self.patience if self.patience else jnp.ones_like(self.tree["stale"], bool)
+
+    def update(self, state: TrainState, found: dict, step: int) -> None:
+        if self.name not in found:
+            raise ValueError(f'select="{self.name}": the evaluation has {sorted(found)}; name one of them')
+        tree, now = self.tree, (state.params, state.state)
+        running = self._running()
+        value = jnp.asarray(self.sign * np.asarray(found[self.name]), jnp.float32)
+        better = running & (value > tree["value"])
+        stale = jnp.where(better, 0, tree["stale"] + running)
+        if self.patience:
+            tree["stopped"] = _where(running, now, tree["stopped"])
+        self.tree = tree | {
+            "best": _where(better, now, tree["best"]),
+            "value": jnp.where(better, value, tree["value"]),
+            "step": jnp.where(better, step, tree["step"]),
+            "stale": stale,
+        }
+
+    def finished(self) -> bool:
+        return not bool(np.any(self._running()))
+
+    def result(self, state: TrainState, history: list[dict], validated: bool) -> Run:
+        if not validated:
+            return Run(state, state, np.asarray(state.step), history)
+        if self.patience:
+            params, carried = _where(self._running(), (state.params, state.state), self.tree["stopped"])
+            state = state._replace(params=params, state=carried)
+        params, carried = self.tree["best"]
+        return Run(state, state._replace(params=params, state=carried), np.asarray(self.tree["step"]), history)
+
+
+@jax.jit
+def _where(mask: jax.Array, new: Tree, old: Tree) -> Tree:
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b), new, old)
+
+
+def _example(source) -> Batch:
+    chunk = source.chunk(0, 1)
+    return jax.jit(lambda chunk, key: chunk.batch(key, 0))(chunk, jax.random.key(0))
+
+
+def _check_whole(trainer: Trainer, source, batch: Batch) -> None:
+    """Checks the labels of the whole data set where the source holds it and its transform left the labels alone."""
+    arrays = getattr(source, "arrays", None)
+    if not (isinstance(arrays, dict) and isinstance(batch, dict) and arrays.keys() == batch.keys() and "x" in arrays):
+        return
+    if any(arrays[k].dtype != batch[k].dtype or arrays[k].shape[1:] != batch[k].shape[1:] for k in arrays if k != "x"):
+        return
+    # the inputs were checked when the source was made; only their shape matters here
+    count = len(arrays["x"])
+    check(trainer.objective, {**arrays, "x": np.broadcast_to(np.zeros((), batch["x"].dtype), (count, *batch["x"].shape[1:]))})

@@ -1,0 +1,55 @@
+"""Networks, each an encoder and a head, and the convolution they share."""
+
+from paradigms.nn.cnn import Conv4, LeNet, MadryCNN, SmallCNN, TradesCNN, WongCNN
+from paradigms.nn.conv import conv2d
+from paradigms.nn.layers import (
+    Chain,
+    CurrentBatchNorm,
+    Normalize,
+    average_pool,
+    batch_norm,
+    convolution,
+    count_parameters,
+    current_batch_norm,
+    flatten,
+    group_norm,
+    linear_head,
+    max_pool,
+    no_norm,
+    outputs,
+)
+from paradigms.nn.mlp import MLP
+from paradigms.nn.recurrent import RowRNN, TokenRNN
+from paradigms.nn.resnet import PreActResNet, ResNet, WideResNet
+from paradigms.nn.transformer import Transformer
+
+__all__ = [
+    "MLP",
+    "Chain",
+    "Conv4",
+    "CurrentBatchNorm",
+    "LeNet",
+    "MadryCNN",
+    "Normalize",
+    "PreActResNet",
+    "ResNet",
+    "RowRNN",
+    "SmallCNN",
+    "TokenRNN",
+    "TradesCNN",
+    "Transformer",
+    "WideResNet",
+    "WongCNN",
+    "average_pool",
+    "batch_norm",
+    "convolution",
+    "conv2d",
+    "count_parameters",
+    "current_batch_norm",
+    "flatten",
+    "group_norm",
+    "linear_head",
+    "max_pool",
+    "no_norm",
+    "outputs",
+]

@@ -1,0 +1,240 @@
+"""Small convolutional networks for images of 28 to 84 pixels.
+
+Every one takes ``image``, the (height, width, channels) of its input, as float32 in [0, 1] or uint8, and returns
+``{"features", "logits"}`` in float32; ``classes=0`` leaves the head out.
+"""
+
+import math
+
+from flax import nnx
+
+from paradigms.nn.layers import (
+    Chain,
+    Normalize,
+    average_pool,
+    batch_norm,
+    convolution,
+    current_batch_norm,
+    flatten,
+    linear_head,
+    max_pool,
+    outputs,
+)
+
+
+def _dense(in_features, features, dtype, rngs):
+    return nnx.Linear(in_features, features, kernel_init=nnx.initializers.he_normal(), dtype=dtype, rngs=rngs)
+
+
+def _check(image, smallest):
+    if len(image) != 3 or min(image[:2]) < smallest:
+        raise ValueError(f"image={image} must be (height, width, channels), height and width at least {smallest}")
+
+
+class SmallCNN(nnx.Module):
+    """Two 3x3 convolutions with batch normalisation and a hidden layer: the quick network for 28x28 images.
+
+    Pooling comes before normalisation and ReLU, which commutes with ReLU and leaves a quarter of the values to
+    normalise. ``features``: (B, hidden).
+
+    Parameters by default: 421,834.
+    """
+
+    def __init__(
+        self,
+        image=(28, 28, 1),
+        classes=10,
+        *,
+        channels=(32, 64),
+        hidden=128,
+        dropout=0.0,
+        mean=0.0,
+        std=1.0,
+        dtype=None,
+        rngs,
+    ):
+        _check(image, 4)
+        height, width, depth = image
+        first, second = channels
+        self.encoder = Chain(
+            normalize=Normalize(mean, std, dtype),
+            conv1=convolution(depth, first, use_bias=True, dtype=dtype, rngs=rngs),
+            pool1=max_pool,
+            norm1=batch_norm(first, dtype=dtype, rngs=rngs),
+            relu1=nnx.relu,
+            conv2=convolution(first, second, use_bias=True, dtype=dtype, rngs=rngs),
+            pool2=max_pool,
+            norm2=batch_norm(second, dtype=dtype, rngs=rngs),
+            relu2=nnx.relu,
+            dropout1=nnx.Dropout(dropout),
+            flatten=flatten,
+            linear=_dense((height // 4) * (width // 4) * second, hidden, dtype, rngs),
+            relu3=nnx.relu,
+            dropout2=nnx.Dropout(dropout),
+        )
+        self.head = linear_head(hidden, classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, *, rngs=None):
+        return outputs(self.encoder, self.head, x, rngs)
+
+
+class LeNet(nnx.Module):
+    """LeNet-5 with ReLU and max-pooling (LeCun et al., 1998). ``features``: (B, 84).
+
+    Parameters by default: 61,706.
+    """
+
+    def __init__(self, image=(28, 28, 1), classes=10, *, mean=0.0, std=1.0, dtype=None, rngs):
+        _check(image, 14)
+        height, width, depth = image
+        positions = ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2)
+        self.encoder = Chain(
+            normalize=Normalize(mean, std, dtype),
+            conv1=convolution(depth, 6, 5, use_bias=True, dtype=dtype, rngs=rngs),
+            relu1=nnx.relu,
+            pool1=max_pool,
+            conv2=convolution(6, 16, 5, padding="VALID", use_bias=True, dtype=dtype, rngs=rngs),
+            relu2=nnx.relu,
+            pool2=max_pool,
+            flatten=flatten,
+            linear1=_dense(positions * 16, 120, dtype, rngs),
+            relu3=nnx.relu,
+            linear2=_dense(120, 84, dtype, rngs),
+            relu4=nnx.relu,
+        )
+        self.head = linear_head(84, classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, *, rngs=None):
+        return outputs(self.encoder, self.head, x, rngs)
+
+
+class WongCNN(nnx.Module):
+    """The MNIST network of fast adversarial training (Wong et al., 2020): two strided 4x4 convolutions.
+
+    ``features``: (B, 100). Parameters by default: 166,406.
+    """
+
+    def __init__(self, image=(28, 28, 1), classes=10, *, mean=0.0, std=1.0, dtype=None, rngs):
+        _check(image, 4)
+        height, width, depth = image
+        self.encoder = Chain(
+            normalize=Normalize(mean, std, dtype),
+            conv1=convolution(depth, 16, 4, 2, padding=((1, 1), (1, 1)), use_bias=True, dtype=dtype, rngs=rngs),
+            relu1=nnx.relu,
+            conv2=convolution(16, 32, 4, 2, padding=((1, 1), (1, 1)), use_bias=True, dtype=dtype, rngs=rngs),
+            relu2=nnx.relu,
+            flatten=flatten,
+            linear=_dense((height // 4) * (width // 4) * 32, 100, dtype, rngs),
+            relu3=nnx.relu,
+        )
+        self.head = linear_head(100, classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, *, rngs=None):
+        return outputs(self.encoder, self.head, x, rngs)
+
+
+class TradesCNN(nnx.Module):
+    """The MNIST network of TRADES (Zhang et al., 2019; after Carlini and Wagner, 2017), its last layer starting at zero.
+
+    ``features``: (B, 200). Parameters by default: 312,202.
+    """
+
+    def __init__(self, image=(28, 28, 1), classes=10, *, dropout=0.5, mean=0.0, std=1.0, dtype=None, rngs):
+        _check(image, 16)
+        height, width, depth = image
+        positions = (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2)
+        layers = {"normalize": Normalize(mean, std, dtype)}
+        for index, features in enumerate((32, 32, 64, 64), 1):
+            layers[f"conv{index}"] = convolution(
+                depth, features, padding="VALID", use_bias=True, dtype=dtype, rngs=rngs
+            )
+            layers[f"relu{index}"] = nnx.relu
+            if index % 2 == 0:
+                layers[f"pool{index // 2}"] = max_pool
+            depth = features
+        self.encoder = Chain(
+            **layers,
+            flatten=flatten,
+            linear1=_dense(positions * 64, 200, dtype, rngs),
+            relu5=nnx.relu,
+            dropout=nnx.Dropout(dropout),
+            linear2=_dense(200, 200, dtype, rngs),
+            relu6=nnx.relu,
+        )
+        self.head = linear_head(200, classes, dtype=dtype, rngs=rngs, kernel_init=nnx.initializers.zeros)
+
+    def __call__(self, x, *, rngs=None):
+        return outputs(self.encoder, self.head, x, rngs)
+
+
+class MadryCNN(nnx.Module):
+    """The network of the MNIST challenge (Madry et al., 2018). ``features``: (B, 1024).
+
+    Parameters by default: 3,274,634.
+    """
+
+    def __init__(self, image=(28, 28, 1), classes=10, *, mean=0.0, std=1.0, dtype=None, rngs):
+        _check(image, 4)
+        height, width, depth = image
+        start = {"kernel_init": nnx.initializers.truncated_normal(0.1), "bias_init": nnx.initializers.constant(0.1)}
+        self.encoder = Chain(
+            normalize=Normalize(mean, std, dtype),
+            conv1=convolution(depth, 32, 5, use_bias=True, dtype=dtype, rngs=rngs, **start),
+            relu1=nnx.relu,
+            pool1=max_pool,
+            conv2=convolution(32, 64, 5, use_bias=True, dtype=dtype, rngs=rngs, **start),
+            relu2=nnx.relu,
+            pool2=max_pool,
+            flatten=flatten,
+            linear=nnx.Linear((height // 4) * (width // 4) * 64, 1024, dtype=dtype, rngs=rngs, **start),
+            relu3=nnx.relu,
+        )
+        self.head = linear_head(1024, classes, dtype=dtype, rngs=rngs, **start)
+
+    def __call__(self, x, *, rngs=None):
+        return outputs(self.encoder, self.head, x, rngs)
+
+
+class Conv4(nnx.Module):
+    """Four blocks of convolution, normalisation and ReLU: the network of few-shot learning (Vinyals et al., 2016).
+
+    ``pool=False`` halves by stride 2 and averages the positions that are left, as MAML does on Omniglot (Finn et al.,
+    2017); ``pool=True`` halves by 2x2 max-pooling and keeps the positions, as on miniImageNet (``image=(84, 84, 3),
+    channels=32, pool=True``: features (B, 800)) and in Prototypical Networks (64 channels). ``norm`` is by default the
+    statistics of the batch at hand; ``batch_norm`` keeps running averages instead.
+
+    Parameters by default: 112,261.
+    """
+
+    def __init__(
+        self,
+        image=(28, 28, 1),
+        classes=5,
+        *,
+        channels=64,
+        pool=False,
+        norm=current_batch_norm,
+        mean=0.0,
+        std=1.0,
+        dtype=None,
+        rngs,
+    ):
+        _check(image, 16 if pool else 1)
+        height, width, depth = image
+        layers = {"normalize": Normalize(mean, std, dtype)}
+        for index in range(1, 5):
+            layers[f"conv{index}"] = convolution(
+                depth, channels, 3, 1 if pool else 2, use_bias=True, dtype=dtype, rngs=rngs
+            )
+            layers[f"norm{index}"] = norm(channels, dtype=dtype, rngs=rngs)
+            layers[f"relu{index}"] = nnx.relu
+            if pool:
+                layers[f"pool{index}"] = max_pool
+            depth = channels
+        layers["flatten"] = flatten if pool else average_pool
+        features = channels * (math.prod(n // 16 for n in (height, width)) if pool else 1)
+        self.encoder = Chain(**layers)
+        self.head = linear_head(features, classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, *, rngs=None):
+        return outputs(self.encoder, self.head, x, rngs)

@@ -1,0 +1,281 @@
+"""One two-dimensional convolution for every network: fast in loops, per-task weights and every order of derivative.
+
+XLA's CPU backend turns a convolution into its fast form only where its axes are in the plain order (images NHWC, kernels
+HWIO). The derivatives of ``lax.conv_general_dilated`` have theirs in another order, which the compiler repairs in the entry
+computation of a program but not inside ``scan``, ``while`` or ``cond``: there they run as naive loops, 30 times slower.
+``vmap`` over kernels (MAML: every task has its own weights) makes a grouped convolution, about as slow.
+
+A convolution is bilinear, and with its two derivatives it is closed: contracted with a cotangent it is one trilinear form
+of input, kernel and output,
+
+    form(x, w, g) = sum x[t, n, p*stride + i*dilation - pad, c]  w[t, i, c, o]  g[t, n, p, o]
+
+and fixing two of the three gives the third. So one primitive with three modes ("output" from x and w, "input" from g and w,
+"kernel" from x and g) is its own derivative in every order, forward and reverse, and a mapped axis stays inside it: an axis
+on one operand alone joins that operand's free axis (examples, input or output channels), an axis on both becomes the task
+axis t. Each mode then says, for each platform, how it is best computed: on CPU as a plain NHWC / HWIO convolution, or with a
+task axis as patches and a matrix product; elsewhere as ``lax.conv_general_dilated`` and what JAX derives from it.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def conv2d(
+    x,
+    kernel,
+    window_strides=(1, 1),
+    padding="SAME",
+    lhs_dilation=None,
+    rhs_dilation=None,
+    dimension_numbers=None,
+    feature_group_count=1,
+    batch_group_count=1,
+    precision=None,
+    preferred_element_type=None,
+    **options,
+):
+    """Convolve images (N, H, W, C) with a kernel (h, w, C, O) to (N, P, Q, O); same dtype in and out.
+
+    Takes the arguments of ``lax.conv_general_dilated``, so it goes to ``nnx.Conv(conv_general_dilated=conv2d)``. What it
+    does not cover (grouped or transposed convolutions, other layouts, one or three spatial axes) goes to ``lax`` unchanged.
+    """
+    arguments = (lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, batch_group_count, precision)
+    plain = x.ndim == kernel.ndim == 4 and feature_group_count == batch_group_count == 1 and x.dtype == kernel.dtype
+    plain &= lhs_dilation is None or tuple(lhs_dilation) == (1, 1)
+    plain &= preferred_element_type is None or jnp.dtype(preferred_element_type) == x.dtype
+    if plain:
+        numbers = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
+        plain = numbers == lax.conv_dimension_numbers(x.shape, kernel.shape, _NHWC)
+    if not plain or any(value is not None for value in options.values()):
+        return lax.conv_general_dilated(
+            x, kernel, window_strides, padding, *arguments, preferred_element_type=preferred_element_type, **options
+        )
+    if x.shape[3] != kernel.shape[2]:
+        raise ValueError(
+            f"kernel of shape {kernel.shape} takes {kernel.shape[2]} channels but x of shape {x.shape} has {x.shape[3]}; "
+            "build the layer with in_features equal to the channels of its input"
+        )
+    size, window = x.shape[1:3], kernel.shape[:2]
+    dilation = (1, 1) if rhs_dilation is None else tuple(rhs_dilation)
+    if isinstance(padding, str):
+        reach = tuple((k - 1) * d + 1 for k, d in zip(window, dilation, strict=True))
+        padding = lax.padtype_to_pads(size, reach, window_strides, padding)
+    geometry = dict(
+        size=tuple(size),
+        window=tuple(window),
+        stride=tuple(window_strides),
+        padding=tuple((int(low), int(high)) for low, high in padding),
+        dilation=dilation,
+        precision=lax.Precision(precision) if isinstance(precision, str) else precision,
+    )
+    return _conv_p.bind(x, kernel, mode="output", tasks=False, **geometry)
+
+
+# --- the primitive: shapes ------------------------------------------------------------------------------------------
+
+# The axes of each mode's two operands and of its result; p, q are the output's positions, i, j the kernel's.
+_AXES = {
+    "output": ("nhwc", "ijco", "npqo"),
+    "input": ("npqo", "ijco", "nhwc"),
+    "kernel": ("nhwc", "npqo", "ijco"),
+}
+
+
+def _positions(size, window, stride, padding, dilation):
+    """Output positions along each spatial axis."""
+    spans = zip(size, window, stride, padding, dilation, strict=True)
+    return tuple((n + low + high - (k - 1) * d - 1) // s + 1 for n, k, s, (low, high), d in spans)
+
+
+def _abstract(a, b, *, mode, tasks, size, window, stride, padding, dilation, precision):
+    lengths = dict(zip("hwijpq", (*size, *window, *_positions(size, window, stride, padding, dilation)), strict=True))
+    for array, axes in zip((a, b), _AXES[mode], strict=False):
+        lengths.update(zip(axes, array.shape[tasks:], strict=True))
+    shape = (*a.shape[:tasks], *(lengths[axis] for axis in _AXES[mode][2]))
+    return a.update(shape=shape, weak_type=False)
+
+
+# --- the primitive: how each mode is computed -----------------------------------------------------------------------
+
+
+def _reference(a, b, *, mode, tasks, size, window, stride, padding, dilation, precision):
+    """What JAX itself would compute: ``lax.conv_general_dilated``, its transposes, and ``vmap`` over tasks."""
+
+    def convolve(x, w):
+        return lax.conv_general_dilated(
+            x, w, stride, padding, rhs_dilation=dilation, dimension_numbers=_NHWC, precision=precision
+        )
+
+    def single(a, b):
+        if mode == "output":
+            return convolve(a, b)
+        if mode == "input":
+            x = jax.ShapeDtypeStruct((a.shape[0], *size, b.shape[2]), a.dtype)
+            return jax.linear_transpose(lambda x: convolve(x, b), x)(a)[0]
+        w = jax.ShapeDtypeStruct((*window, a.shape[3], b.shape[3]), a.dtype)
+        return jax.linear_transpose(lambda w: convolve(a, w), w)(b)[0]
+
+    return jax.vmap(single)(a, b) if tasks else single(a, b)
+
+
+def _plain(a, b, *, mode, size, window, stride, padding, dilation, precision):
+    """ "output", or "input" with stride 1, as a convolution in the plain order of axes."""
+    pads = padding
+    if mode == "input":  # the kernel turned round, its input and output channels exchanged
+        lows = [d * (k - 1) - low for k, d, (low, _) in zip(window, dilation, padding, strict=True)]
+        spans = zip(size, a.shape[1:3], window, dilation, lows, strict=True)
+        pads = [(low, n - p + d * (k - 1) - low) for n, p, k, d, low in spans]
+        b = jnp.flip(b, (0, 1)).transpose(0, 1, 3, 2)
+    if any(pad < 0 for pair in pads for pad in pair):  # the fast form can pad but not crop
+        crop = [(min(low, 0), min(high, 0), 0) for low, high in pads]
+        a = lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
+        pads = [(max(low, 0), max(high, 0)) for low, high in pads]
+    return lax.conv_general_dilated(
+        a, b, stride, pads, rhs_dilation=dilation, dimension_numbers=_NHWC, precision=precision
+    )
+
+
+def _patches(x, *, size, window, stride, padding, dilation):
+    """(T, N, H, W, C) to (T, N*P*Q, h*w*C): what each output position sees, as shifted slices side by side."""
+    tasks, examples, _, _, channels = x.shape
+    rows, columns = _positions(size, window, stride, padding, dilation)
+    pads = [(0, 0, 0), (0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), pads)
+    slices = []
+    for i in range(window[0]):
+        for j in range(window[1]):
+            top, left = i * dilation[0], j * dilation[1]
+            bottom, right = top + (rows - 1) * stride[0] + 1, left + (columns - 1) * stride[1] + 1
+            slices.append(x[:, :, top : bottom : stride[0], left : right : stride[1]])
+    return jnp.concatenate(slices, axis=-1).reshape(tasks, examples * rows * columns, len(slices) * channels)
+
+
+def _matmul(a, b, *, mode, precision, **geometry):
+    """Every mode, with a task axis, as patches and one batched matrix product."""
+    window, positions = geometry["window"], _positions(**geometry)
+    patches = functools.partial(_patches, **geometry)
+    if mode == "output":
+        w = b.reshape(b.shape[0], -1, b.shape[4])
+        out = jnp.einsum("tmk,tko->tmo", patches(a), w, precision=precision)
+        return out.reshape(*a.shape[:2], *positions, b.shape[4])
+    if mode == "kernel":
+        g = b.reshape(b.shape[0], -1, b.shape[4])
+        out = jnp.einsum("tmk,tmo->tko", patches(a), g, precision=precision)
+        return out.reshape(a.shape[0], *window, a.shape[4], b.shape[4])
+    g, w = a.reshape(a.shape[0], -1, a.shape[4]), b.reshape(b.shape[0], -1, b.shape[4])
+    seen = jnp.einsum("tmo,tko->tmk", g, w, precision=precision)
+    x = jax.ShapeDtypeStruct((*a.shape[:2], *geometry["size"], b.shape[3]), a.dtype)
+    return jax.linear_transpose(patches, x)(seen)[0]
+
+
+# Patches are written and read again, so they pay while they stay in the cache (measured: 2**17 to 2**20 are alike).
+_CACHE = 2**18
+
+
+def _chunked(a, b, *, mode, **params):
+    """ "input" or "kernel" without a task axis, over groups of examples whose patches stay in the cache."""
+    examples, channels = a.shape[0], b.shape[2] if mode == "input" else a.shape[3]
+    geometry = {name: value for name, value in params.items() if name != "precision"}
+    each = math.prod(_positions(**geometry)) * math.prod(params["window"]) * channels
+    groups = -(-examples // max(1, _CACHE // each))
+    if groups == 1:
+        return _matmul(a[None], b[None], mode=mode, **params)[0]
+    rest = -examples % groups
+
+    def split(array):  # groups on the second axis: the first one, perhaps sharded over devices, stays where it is
+        if rest:
+            array = lax.pad(array, jnp.zeros((), array.dtype), [(0, rest, 0), *[(0, 0, 0)] * 3])
+        return array.reshape(-1, groups, *array.shape[1:])
+
+    def group(array, index):
+        return lax.dynamic_index_in_dim(array, index, 1, keepdims=False)[None]
+
+    a = split(a)
+    if mode == "input":
+        out = lax.map(lambda i: _matmul(group(a, i), b[None], mode=mode, **params)[0], jnp.arange(groups))
+        return jnp.swapaxes(out, 0, 1).reshape(-1, *out.shape[2:])[:examples]
+    b = split(b)
+
+    def add(total, index):
+        return total + _matmul(group(a, index), group(b, index), mode=mode, **params)[0], None
+
+    wide = jnp.promote_types(a.dtype, jnp.float32)  # many small sums: bfloat16 would lose them
+    zero = jnp.zeros((*params["window"], channels, b.shape[-1]), wide)
+    return lax.scan(add, zero, jnp.arange(groups))[0].astype(a.dtype)
+
+
+def _cpu(a, b, *, mode, tasks, **params):
+    """The fastest of the above, by measurement: shapes of small and CIFAR-sized networks, 2 cores."""
+    if tasks:
+        images, positions = a.shape[:2], _positions(**{k: v for k, v in params.items() if k != "precision"})
+        channels = b.shape[3] if mode == "input" else a.shape[4]
+        if math.prod((*images, *positions, *params["window"], channels)) <= 8 * _CACHE:
+            return _matmul(a, b, mode=mode, **params)
+        return lax.map(lambda pair: _cpu(*pair, mode=mode, tasks=False, **params), (a, b))
+    if mode == "kernel" or (mode == "input" and params["stride"] != (1, 1)):
+        return _chunked(a, b, mode=mode, **params)
+    return _plain(a, b, mode=mode, **params)
+
+
+# --- the primitive: derivatives and mapped axes ---------------------------------------------------------------------
+
+
+def _transpose_first(g, a, b, *, mode, **params):
+    if mode == "output":
+        return _conv_p.bind(g, b, mode="input", **params)
+    if mode == "input":
+        return _conv_p.bind(g, b, mode="output", **params)
+    return _conv_p.bind(b, g, mode="input", **params)  # the kernel's cotangent with g's cotangent
+
+
+def _transpose_second(g, a, b, *, mode, **params):
+    if mode == "output":
+        return _conv_p.bind(a, g, mode="kernel", **params)
+    if mode == "input":
+        return _conv_p.bind(g, a, mode="kernel", **params)
+    return _conv_p.bind(a, g, mode="output", **params)
+
+
+def _batch(operands, dims, *, mode, tasks, **params):
+    """Keep a mapped axis inside the primitive: in a free axis if one operand has it, else as (part of) the task axis."""
+    axes, result = _AXES[mode][:2], _AXES[mode][2]
+    mapped = [dim is not None for dim in dims]
+    if all(mapped):
+        a, b = (jnp.moveaxis(array, dim, 0) for array, dim in zip(operands, dims, strict=True))
+        count = a.shape[0]
+        if tasks:
+            a, b = (array.reshape(-1, *array.shape[2:]) for array in (a, b))
+        out = _conv_p.bind(a, b, mode=mode, tasks=True, **params)
+        return (out.reshape(count, -1, *out.shape[1:]) if tasks else out), 0
+    side = mapped.index(True)
+    free = next(axis for axis in axes[side] if axis in "nco" and axis not in axes[1 - side])
+    into, out_of = axes[side].index(free) + tasks, result.index(free) + tasks
+    array = jnp.moveaxis(operands[side], dims[side], into)
+    count, shape = array.shape[into], array.shape
+    array = array.reshape(*shape[:into], -1, *shape[into + 2 :])
+    pair = (array, operands[1]) if side == 0 else (operands[0], array)
+    out = _conv_p.bind(*pair, mode=mode, tasks=tasks, **params)
+    return out.reshape(*out.shape[:out_of], count, -1, *out.shape[out_of + 1 :]), out_of
+
+
+@functools.lru_cache(maxsize=None)
+def _compiled(**params):
+    return jax.jit(functools.partial(_conv_p.bind, **params))
+
+
+_conv_p = Primitive("conv2d")
+_conv_p.def_abstract_eval(_abstract)
+_conv_p.def_impl(lambda a, b, **params: _compiled(**params)(a, b))
+ad.defbilinear(_conv_p, _transpose_first, _transpose_second)
+batching.primitive_batchers[_conv_p] = _batch
+mlir.register_lowering(_conv_p, mlir.lower_fun(_reference, multiple_results=False))
+mlir.register_lowering(_conv_p, mlir.lower_fun(_cpu, multiple_results=False), platform="cpu")

@@ -1,0 +1,172 @@
+"""The parts every network shares: input normalisation, convolution and normalisation layers, pooling, the chain.
+
+A normalisation layer is an argument of the networks: a function ``norm(features, dtype=..., rngs=...)`` that returns a
+module. ``batch_norm``, ``current_batch_norm``, ``group_norm`` and ``no_norm`` are four.
+"""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from paradigms.nn.conv import conv2d
+
+he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Normalize(nnx.Module):
+    """Images in [0, 1], or uint8 scaled by 1/255, to ``(x - mean) / std`` in the compute dtype.
+
+    ``mean`` and ``std`` are numbers or one number a channel; they are constants, not parameters. As the first layer of a
+    network it keeps the network's input in pixel units, which is what an attack's epsilon is measured in.
+    """
+
+    def __init__(self, mean=0.0, std=1.0, dtype=None):
+        self.mean = (float(mean),) if jnp.ndim(mean) == 0 else tuple(float(value) for value in mean)
+        self.std = (float(std),) if jnp.ndim(std) == 0 else tuple(float(value) for value in std)
+        self.dtype = dtype
+        if min(self.std) <= 0:
+            raise ValueError(
+                f"std={std} has an entry that is not positive; pass the standard deviation of each channel"
+            )
+
+    def __call__(self, x):
+        if x.dtype == jnp.uint8:
+            x = x.astype(jnp.float32) / 255
+        channels = (1,) * (x.ndim - 1) + (-1,)
+        mean, std = (jnp.asarray(value, x.dtype).reshape(channels) for value in (self.mean, self.std))
+        return ((x - mean) / std).astype(self.dtype or x.dtype)
+
+
+class Chain(nnx.Module):
+    """Named layers one after another; those that take ``rngs`` (dropout, other chains) are given them.
+
+    The names are the paths of the parameters, so filters and checkpoints can refer to them.
+    """
+
+    def __init__(self, **layers):
+        self.order = tuple(layers)
+        self.random = tuple(name for name, f in layers.items() if "rngs" in inspect.signature(f).parameters)
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def __call__(self, x, *, rngs=None):
+        for name in self.order:
+            layer = getattr(self, name)
+            x = layer(x, rngs=rngs) if name in self.random else layer(x)
+        return x
+
+
+def outputs(encoder, head, x, rngs=None):
+    """``{"features", "logits"}`` of a network in float32; without a head the features alone."""
+    features = encoder(x, rngs=rngs)
+    answer = {"features": features.astype(jnp.float32)}
+    if head is not None:
+        answer["logits"] = head(features).astype(jnp.float32)
+    return answer
+
+
+def linear_head(features, classes, *, dtype=None, rngs, **options):
+    """The last layer, or None where ``classes`` is 0: the network then gives its features alone."""
+    if classes < 0:
+        raise ValueError(
+            f"classes={classes} is negative; pass the number of classes, or 0 for a network without a head"
+        )
+    return nnx.Linear(features, classes, dtype=dtype, rngs=rngs, **options) if classes else None
+
+
+def convolution(
+    in_features, features, size=3, strides=1, padding="SAME", *, use_bias=False, dtype=None, rngs, **options
+):
+    """A square ``nnx.Conv`` through :func:`conv2d`, He initialised (He et al., 2015)."""
+    options = {"kernel_init": he_normal, **options}
+    return nnx.Conv(
+        in_features,
+        features,
+        (size, size),
+        strides,
+        padding=padding,
+        use_bias=use_bias,
+        dtype=dtype,
+        conv_general_dilated=conv2d,
+        rngs=rngs,
+        **options,
+    )
+
+
+def batch_norm(features, *, momentum=0.9, epsilon=1e-5, dtype=None, rngs, **options):
+    """Batch normalisation (Ioffe and Szegedy, 2015) with running averages for evaluation."""
+    return nnx.BatchNorm(features, momentum=momentum, epsilon=epsilon, dtype=dtype, rngs=rngs, **options)
+
+
+class CurrentBatchNorm(nnx.Module):
+    """Batch normalisation by the batch at hand in training and evaluation alike; it carries no state.
+
+    What MAML and its successors use: support batches normalise the inner steps, and the query batch itself (the
+    transductive setting) the evaluation.
+    """
+
+    def __init__(self, features, *, epsilon=1e-5, use_scale=True, dtype=None, rngs=None):
+        del rngs
+        self.scale = nnx.Param(jnp.ones((features,))) if use_scale else None
+        self.bias = nnx.Param(jnp.zeros((features,)))
+        self.epsilon, self.dtype = epsilon, dtype
+
+    def __call__(self, x):
+        axes, channels = tuple(range(x.ndim - 1)), (1,) * (x.ndim - 1) + (-1,)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        factor = lax.rsqrt(wide.var(axes, keepdims=True) + self.epsilon)
+        if self.scale is not None:
+            factor = factor * self.scale[...].reshape(channels)
+        wide = (wide - wide.mean(axes, keepdims=True)) * factor + self.bias[...].reshape(channels)
+        return wide.astype(self.dtype or x.dtype)
+
+
+def current_batch_norm(features, *, dtype=None, rngs=None):
+    """:class:`CurrentBatchNorm` as a ``norm`` argument."""
+    return CurrentBatchNorm(features, dtype=dtype, rngs=rngs)
+
+
+def group_norm(features, *, groups=8, dtype=None, rngs):
+    """Group normalisation (Wu and He, 2018): no batch statistics, so examples do not see each other."""
+    if features % groups:
+        raise ValueError(f"groups={groups} does not divide features={features}; pass a divisor")
+    return nnx.GroupNorm(features, num_groups=groups, dtype=dtype, rngs=rngs)
+
+
+def no_norm(features, *, dtype=None, rngs=None):
+    """The identity, as a ``norm`` argument."""
+    del features, dtype, rngs
+    return lambda x: x
+
+
+def flatten(x):
+    """(B, ...) to (B, features)."""
+    return x.reshape(x.shape[0], -1)
+
+
+def average_pool(x):
+    """The mean over all positions: (B, H, W, C) to (B, C), summed in float32."""
+    return x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
+
+
+def max_pool(x, window=2):
+    """Maximum over square windows of (B, H, W, C) that do not overlap; rows and columns left over are dropped.
+
+    A reshape and a maximum: the gradient of ``lax.reduce_window``, which scatters by comparison, is 3 times slower.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = height // window, width // window
+    if min(rows, columns) < 1:
+        raise ValueError(
+            f"max_pool: x of shape {x.shape} is smaller than window={window}; use larger images or fewer pools"
+        )
+    x = x[:, : rows * window, : columns * window]
+    return x.reshape(batch, rows, window, columns, window, channels).max((2, 4))
+
+
+def count_parameters(params):
+    """The number of scalars in a tree of arrays, or of shapes from ``jax.eval_shape``."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,259 @@
+"""Reservoir sampling against the sequential algorithm and its law, and rehearsal with an empty and a full memory."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+from paradigms import Trainer, context, from_functions, from_nnx, rehearsal, reservoir, supervised
+
+KEY = jax.random.key(1)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def numbers(start, stop):
+    return {"x": jnp.arange(start, stop)}
+
+
+def stream_into(memory, sizes, key):
+    """What is stored after batches of `sizes` numbered examples."""
+    state, start = memory.init(numbers(0, 1)), 0
+    for i, size in enumerate(sizes):
+        state = memory.insert(state, numbers(start, start + size), jax.random.fold_in(key, i))
+        start += size
+    return state["rows"]["x"]
+
+
+@pytest.mark.parametrize("sizes", [[1] * 13, [4, 6, 3], [13]], ids=["one by one", "batches", "one batch"])
+def test_every_example_is_stored_with_the_same_probability(sizes):
+    trials, capacity, n = 6000, 5, 13
+    keys = jax.random.split(KEY, trials)
+    stored = np.asarray(jax.jit(jax.vmap(lambda key: stream_into(reservoir(capacity), sizes, key)))(keys))
+    assert (np.diff(np.sort(stored, 1), axis=1) > 0).all(), "no example twice"
+    p = capacity / n
+    included = np.bincount(stored.reshape(-1), minlength=n)
+    # a sample without replacement: the indicators have variance p(1-p) and covariance -p(1-p)/(n-1)
+    statistic = ((included - trials * p) ** 2).sum() / (trials * p * (1 - p) * n / (n - 1))
+    assert 0.001 < stats.chi2(n - 1).sf(statistic) < 0.999
+    pairs = np.zeros((n, n))
+    for row in stored:
+        pairs[np.ix_(row, row)] += 1
+    both = pairs[np.triu_indices(n, 1)]  # pairs are stored together as often as in a uniform subset
+    expected = trials * p * (capacity - 1) / (n - 1)
+    assert np.abs(both - expected).max() < 4.5 * np.sqrt(expected)
+
+
+def test_a_batch_is_inserted_as_its_rows_one_after_the_other(monkeypatch):
+    """Algorithm R in NumPy, row by row, on the same draws."""
+    rng, capacity, memory = np.random.default_rng(0), 4, reservoir(4)
+    drawn = []
+    monkeypatch.setattr(jax.random, "randint", lambda key, shape, low, high: jnp.asarray(drawn[-1]))
+    for _ in range(40):
+        store, seen = np.zeros(capacity, int), 0
+        state = memory.init(numbers(0, 1))
+        for size in (3, 7, 5):
+            weight = rng.integers(0, 2, size).astype(np.float32)
+            counted = seen + np.cumsum(weight) - 1
+            drawn.append(np.array([rng.integers(0, max(n, 0) + 1) for n in counted.astype(int)]))
+            x = rng.integers(1, 1000, size)
+            state = memory.insert(state, {"x": jnp.asarray(x), "weight": jnp.asarray(weight)}, KEY)
+            for value, real, j in zip(x, weight, drawn[-1], strict=True):
+                if not real:
+                    continue
+                slot = seen if seen < capacity else j
+                if slot < capacity:
+                    store[slot] = value
+                seen += 1
+            np.testing.assert_array_equal(state["rows"]["x"], store)
+            assert int(state["seen"]) == seen
+
+
+def test_draws_run_over_all_that_was_seen():
+    """A uniform slot among 0..n, inclusive: the last of n + 1 examples is stored with probability capacity/(n + 1)."""
+    memory = reservoir(2)
+
+    def last(key):
+        return jnp.any(stream_into(memory, [2, 1], key) == 2)
+
+    kept = int(jax.jit(jax.vmap(last))(jax.random.split(KEY, 6000)).sum())
+    assert stats.binomtest(kept, 6000, 2 / 3).pvalue > 0.01
+
+
+def test_padding_is_neither_stored_nor_counted():
+    memory = reservoir(8)
+    state = memory.init(numbers(0, 1))
+    for i in range(4):
+        batch = {"x": jnp.array([1, -1, 2, -1]) + i, "weight": jnp.array([1.0, 0.0, 0.5, 0.0])}
+        batch["x"] = jnp.where(batch["weight"] > 0, batch["x"], -1)
+        state = memory.insert(state, batch, jax.random.fold_in(KEY, i))
+    assert state["seen"] == 8
+    np.testing.assert_array_equal(np.sort(state["rows"]["x"]), [1, 2, 2, 3, 3, 4, 4, 5])
+    only = memory.insert(memory.init(batch), {"x": jnp.full(4, -1), "weight": jnp.zeros(4)}, KEY)
+    assert only["seen"] == 0
+    assert not memory.sample(only, KEY, 3)[1].any()
+    assert "weight" not in only["rows"]
+
+
+def test_replay_is_uniform_over_what_is_stored():
+    memory = reservoir(6)
+    state = memory.insert(memory.init(numbers(0, 1)), numbers(10, 14), KEY)
+    batch, valid = jax.jit(memory.sample, static_argnums=2)(state, KEY, 8000)
+    assert valid.all()
+    count = np.bincount(np.asarray(batch["x"]), minlength=14)[10:]
+    assert count.sum() == 8000, "slots that hold nothing are never drawn"
+    assert stats.chisquare(count).pvalue > 0.01
+
+
+def test_dtypes_hold_in_a_scan_in_double_precision(x64):
+    memory = reservoir(4)
+    state = memory.init(numbers(0, 1))
+    after, _ = jax.lax.scan(lambda s, key: (memory.insert(s, numbers(0, 2), key), None), state, jax.random.split(KEY, 3))
+    assert after["seen"].dtype == state["seen"].dtype
+    assert after["seen"] == 6
+
+
+def test_settings_and_double_precision_data_of_the_host():
+    for call, words in [(lambda: reservoir(0), "capacity=0"), (lambda: rehearsal(CHILD, reservoir(1), -1), "size=-1")]:
+        with pytest.raises(ValueError, match=words):
+            call()
+    batch = {"x": np.ones((2, 4)), "y": np.zeros(2, np.int64)}  # warnings are errors
+    Trainer(rehearsal(CHILD, reservoir(3)), optax.sgd(0.1)).init(0, batch)
+    with pytest.raises(ValueError, match='slot "memory" is already taken.*name="memory2"'):
+        rehearsal(rehearsal(CHILD, reservoir(3)), reservoir(3)).init(KEY, batch)
+
+
+RNG = np.random.default_rng(2)
+CHILD = supervised(
+    from_functions(lambda key, x: {"w": jax.random.normal(key, (4, 3))}, lambda p, x: jnp.tanh(x @ p["w"]))
+)
+
+
+def batch_of(n, start=0):
+    return {"x": RNG.normal(size=(n, 4)), "y": RNG.integers(0, 3, n), "index": np.arange(start, start + n)}
+
+
+def evaluate(objective, params, state, batch, key=KEY):
+    def summed(params, state, batch):
+        values, rest = objective.losses(params, state, batch, context(key, train=True))
+        return sum(values.values()), rest
+
+    (value, (new, aux)), grads = jax.jit(jax.value_and_grad(summed, has_aux=True))(params, state, batch)
+    return value, grads, new, aux
+
+
+@pytest.mark.parametrize("size", [None, 0, 3])
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_empty_memory_is_the_child(x64, size, padded):
+    batch = batch_of(5)
+    if padded:
+        batch["weight"] = np.array([1.0, 0, 2, 1, 0])
+    objective = rehearsal(CHILD, reservoir(4), size)
+    params, state = objective.init(KEY, batch)
+    value, grads, new, aux = evaluate(objective, params, state, batch)
+    expected, expected_grads, _, expected_aux = evaluate(CHILD, params, {"model": {}}, batch)
+    # nothing but the order of the sums differs
+    np.testing.assert_allclose(value, expected, rtol=1e-14)
+    np.testing.assert_allclose(aux["accuracy"], expected_aux["accuracy"], rtol=1e-14)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-16), grads, expected_grads)
+    assert new["memory"]["seen"] == (3 if padded else 5)
+
+
+def test_an_empty_memory_leaves_batch_statistics_as_they_are():
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(4, rngs=rngs)
+            self.head = nnx.Linear(4, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.norm(x))
+
+    child = supervised(from_nnx(lambda rngs: Net(rngs)))
+    batch = jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == float else leaf, batch_of(6))
+    objective = rehearsal(child, reservoir(4))
+    params, state = objective.init(KEY, batch)
+    _, grads, new, _ = evaluate(objective, params, state, batch)
+    _, expected_grads, expected, _ = evaluate(child, params, {"model": state["model"]}, batch)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, new["model"], expected["model"])
+    jax.tree.map(close, grads, expected_grads)
+    assert np.abs(np.asarray(new["model"]["norm"]["mean"])).max() > 1e-3
+
+
+def test_a_full_memory_joins_stream_and_replay_under_one_mean(x64):
+    """Recompute the joint loss from the rows that the memory could have given: the mean over stream and replay alike."""
+    memory, size = reservoir(3), 2
+    objective = rehearsal(CHILD, memory, size)
+    first, second = batch_of(3), batch_of(4, start=3)
+    params, state = objective.init(KEY, first)
+    _, _, state, _ = evaluate(objective, params, state, first)
+    np.testing.assert_array_equal(state["memory"]["rows"]["index"], [0, 1, 2])
+    second["weight"] = np.array([1.0, 0.0, 1.0, 3.0])
+    value, _, new, _ = evaluate(objective, params, state, second, jax.random.key(7))
+
+    def per_example(batch):
+        return np.asarray(CHILD.losses(params, {"model": {}}, batch, context())[1][1]["per_example"])
+
+    old, now = per_example(first), per_example(second)
+    possible = [((second["weight"] * now).sum() + old[i] + old[j]) / (5 + 2) for i in range(3) for j in range(3)]
+    assert np.isclose(possible, float(value), rtol=1e-12).any()
+    assert new["memory"]["seen"] == 6
+
+
+def test_what_is_stored_are_rows_of_the_stream():
+    trainer = Trainer(rehearsal(CHILD, reservoir(5)), optax.sgd(0.1))
+    batches = [batch_of(4, 4 * i) for i in range(5)]
+    state = trainer.init(0, batches[0])
+    for batch in batches:
+        state, _ = trainer.step(state, batch)
+    rows = jax.tree.map(np.asarray, state.state["memory"]["rows"])
+    stream = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    assert len(set(rows["index"].tolist())) == 5
+    for name in ("x", "y"):
+        np.testing.assert_array_equal(rows[name], stream[name][rows["index"]].astype(rows[name].dtype))
+    assert int(state.state["memory"]["seen"]) == 20
+
+
+def copies(compiled, shape):
+    return re.findall(rf"= f32\[{shape}\]\S* copy\(", compiled.as_text())
+
+
+def test_inserts_in_a_scan_write_in_place():
+    memory = reservoir(4096)
+
+    def run(state, key):
+        def body(state, key):
+            batch = {"x": jnp.full((8, 64), jax.random.uniform(key))}
+            return memory.insert(state, batch, key), None
+
+        return jax.lax.scan(body, state, jax.random.split(key, 20))[0]
+
+    state = memory.init({"x": jnp.zeros((8, 64))})
+    compiled = jax.jit(run, donate_argnums=0).lower(state, KEY).compile()
+    assert not copies(compiled, "4096,64")
+    assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 64 * 4 / 4
+
+
+def test_training_with_rehearsal_in_a_scan_copies_no_buffer():
+    class Source:
+        def batch(self, key, step):
+            x = jax.random.normal(jax.random.fold_in(key, step), (8, 64))
+            return {"x": x, "y": jnp.zeros(8, jnp.int32)}
+
+    model = from_functions(lambda key, x: {"w": jax.random.normal(key, (64, 3))}, lambda p, x: x @ p["w"])
+    trainer = Trainer(rehearsal(supervised(model), reservoir(4096)), optax.sgd(0.1))
+    state = trainer.init(0, Source().batch(KEY, 0))
+    run = jax.jit(lambda state: trainer.pure.scan(state, Source(), 20), donate_argnums=0)
+    compiled = run.lower(state).compile()
+    assert not copies(compiled, "4096,64")
+    assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 64 * 4 / 4

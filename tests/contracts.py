@@ -1,0 +1,162 @@
+"""Every objective, transform and aggregator in one table: a new method gets the whole battery by adding one line."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+import paradigms as pd
+from paradigms.data import Source
+
+
+class Net(nnx.Module):
+    """6 -> 8 -> 3 with batch normalisation and dropout: the smallest network with all that a state can hold."""
+
+    def __init__(self, rngs):
+        self.encoder = nnx.Linear(6, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2)
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x, *, rngs=None):
+        features = nnx.relu(self.dropout(self.norm(self.encoder(x)), rngs=rngs))
+        return {"features": features, "logits": self.head(features)}
+
+
+class Head(nnx.Module):
+    def __init__(self, width, rngs):
+        self.hidden = nnx.Linear(width, 5, rngs=rngs)
+        self.out = nnx.Linear(5, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(nnx.relu(self.hidden(x)))
+
+
+NET = pd.from_nnx(lambda rngs: Net(rngs))
+PROJECTOR, PREDICTOR = pd.from_nnx(lambda rngs: Head(8, rngs)), pd.from_nnx(lambda rngs: Head(4, rngs))
+
+
+def noise(key, x):
+    return x + 0.1 * jax.random.normal(key, x.shape, x.dtype)
+
+
+def supervised():
+    return pd.supervised(NET)
+
+
+def byol(momentum=0.9):
+    return pd.byol(NET, noise, PROJECTOR, PREDICTOR, momentum)
+
+
+LEAVES: dict[str, Callable[[], pd.Objective]] = {"supervised": supervised, "byol": byol}
+
+
+class Transform(NamedTuple):
+    """``wrap: child -> objective``; ``degenerate: child -> objective`` that equals the child; whether it eats episodes."""
+
+    wrap: Callable[[pd.Objective], pd.Objective]
+    degenerate: Callable[[pd.Objective], pd.Objective]
+    episodes: bool = False
+
+
+TRANSFORMS = {
+    "adversarial": Transform(
+        lambda o: pd.adversarial(o, pd.pgd(pd.linf(0.1), 2)), lambda o: pd.adversarial(o, pd.pgd(pd.linf(0.0), 2))
+    ),
+    "maml": Transform(
+        lambda o: pd.maml(o, optax.sgd(0.1), 1), lambda o: pd.maml(o, optax.sgd(0.1), 0), episodes=True
+    ),
+    "rehearsal": Transform(
+        lambda o: pd.rehearsal(o, pd.reservoir(16)), lambda o: pd.rehearsal(o, pd.reservoir(16), size=0)
+    ),
+    "ewc": Transform(lambda o: pd.ewc(o, 10.0), lambda o: pd.ewc(o, 0.0)),
+    "multitask": Transform(lambda o: pd.multitask({"a": o, "b": o}), lambda o: pd.multitask({"a": o})),
+    "penalised": Transform(lambda o: pd.penalised(o, l1=1e-3, l2=1e-2), lambda o: pd.penalised(o)),
+    "sharpness": Transform(lambda o: pd.sharpness(o, 0.05), lambda o: pd.sharpness(o, 0.0)),
+    "averaged": Transform(lambda o: pd.averaged(o, 0.9), lambda o: pd.averaged(o, 0.0)),
+}
+AGGREGATORS = {"sum": lambda: None, "pcgrad": pd.pcgrad}
+
+# Each of the five that must compose with everything, on both sides; the whole product is marked slow.
+COMPOSITIONS = [
+    ("rehearsal", "adversarial", "supervised"),
+    ("adversarial", "rehearsal", "supervised"),
+    ("maml", "adversarial", "supervised"),
+    ("adversarial", "maml", "supervised"),
+    ("ewc", "rehearsal", "supervised"),
+    ("rehearsal", "ewc", "supervised"),
+    ("ewc", "maml", "supervised"),
+    ("maml", "ewc", "supervised"),
+    ("rehearsal", "maml", "supervised"),
+    ("maml", "rehearsal", "supervised"),
+    ("ewc", "adversarial", "byol"),
+    ("adversarial", "ewc", "supervised"),
+    ("multitask", "rehearsal", "supervised"),
+    ("rehearsal", "multitask", "byol"),
+    ("multitask", "adversarial", "supervised"),
+    ("adversarial", "multitask", "supervised"),
+    ("multitask", "maml", "supervised"),
+    ("maml", "multitask", "supervised"),
+    ("multitask", "ewc", "supervised"),
+    ("ewc", "multitask", "supervised"),
+    ("rehearsal", "byol"),
+    ("adversarial", "byol"),
+    ("maml", "byol"),
+    ("averaged", "maml", "supervised"),
+    ("maml", "averaged", "supervised"),
+    ("sharpness", "rehearsal", "supervised"),
+    ("averaged", "sharpness", "byol"),
+    ("penalised", "maml", "supervised"),
+    ("ewc", "rehearsal", "adversarial", "supervised"),
+    ("averaged", "multitask", "ewc", "supervised"),
+]
+PRODUCT = [
+    (outer, inner, leaf)
+    for outer in TRANSFORMS
+    for inner in TRANSFORMS
+    for leaf in LEAVES
+    if outer != inner and (outer, inner, leaf) not in COMPOSITIONS
+]
+ALONE = [(leaf,) for leaf in LEAVES] + [(name, "supervised") for name in TRANSFORMS]
+
+
+def build(path: tuple[str, ...]) -> pd.Objective:
+    """The objective ``path[0](path[1](...leaf))``."""
+    objective = LEAVES[path[-1]]()
+    for name in reversed(path[:-1]):
+        objective = TRANSFORMS[name].wrap(objective)
+    return objective
+
+
+def batch_for(path: tuple[str, ...], size: int = 8, seed: int = 0) -> dict:
+    """A batch of `size` rows: examples, or tasks of three examples where the path has a meta-learner."""
+    rng = np.random.default_rng(seed)
+    lead = (size, 3) if any(name in TRANSFORMS and TRANSFORMS[name].episodes for name in path) else (size,)
+
+    def examples():
+        return {
+            "x": rng.random((*lead, 6), np.float32),
+            "y": rng.integers(0, 3, lead).astype(np.int32),
+        }
+
+    return examples() if len(lead) == 1 else {"support": examples(), "query": examples()}
+
+
+def stacked(batch: dict, n: int = 2) -> dict:
+    """`batch` as a boundary wants it: leaves (n, rows, ...)."""
+    return jax.tree.map(lambda leaf: np.stack([leaf] * n), batch)
+
+
+def repeat(arrays, key, step):
+    """The batch of a source that always gives the same one."""
+    del key, step
+    return arrays
+
+
+def source(batch: dict) -> Source:
+    """A source of this one batch."""
+    size = len(jax.tree.leaves(batch)[0])
+    return Source(jax.tree.map(jax.numpy.asarray, batch), repeat, size, size)

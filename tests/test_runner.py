@@ -1,0 +1,245 @@
+"""The runner on a package of its own: the list, the flags, what a run writes, and one line for each error."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import __main__ as command
+from experiments import runner
+
+EXPERIMENT = '''
+    """Toy benchmark, in one line.
+
+    More about it.
+    """
+
+    import dataclasses
+    import json
+
+    import numpy as np
+
+    PROTOCOL = "two numbers"
+    PUBLISHED = {"accuracy": {"mean": 0.6, "std": 0.01, "source": "Table 1"}}
+
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        seeds: int = 3
+        """Number of seeds."""
+        rate: float = 0.1
+        """Learning rate."""
+        fail: str = ""
+        """Which error to raise."""
+
+
+    def run(config, folder):
+        assert json.loads((folder / "config.json").read_text())["rate"] == config.rate
+        if config.fail == "value":
+            raise ValueError("rate=0.1: too\\n  large")
+        if config.fail == "file":
+            raise FileNotFoundError("no data")
+        if config.fail == "bug":
+            raise KeyError("bug")
+        (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": [1.0, 2.0]}\\n')
+        return {"accuracy": np.arange(config.seeds) / 2, "loss": float("nan"), "confusion": np.eye(2)}
+'''
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A fresh package a test: modules are cached by name."""
+    package = tmp_path / f"fake{abs(hash(str(tmp_path)))}"
+    files = {
+        "__init__": '"""Experiments."""',
+        "toy/bench": EXPERIMENT,
+        "toy/_helper": "def run(): pass",
+        "toy/parts": "x = 1",
+        "speed/fast": EXPERIMENT,
+        "tour": '"""A tour."""\nraise RuntimeError("imported for the list")\ndef run(config, folder): pass',
+        "runner": EXPERIMENT,
+    }
+    for name, text in files.items():
+        path = package / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return package
+
+
+def run(root, *flags):
+    return command.main(["toy.bench", *flags], root)
+
+
+def only(folder):
+    (found,) = folder.iterdir()
+    return found
+
+
+def test_the_list_reads_sources_without_importing(root, capsys):
+    assert list(runner.find(root)) == ["tour", "toy.bench"]
+    assert runner.find(root)["toy.bench"].published["accuracy"]["mean"] == 0.6
+    assert command.main([], root) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("toy.bench"))
+    assert line.split(maxsplit=1)[1].startswith("Toy benchmark, in one line.  ")
+    assert line.rstrip().endswith("—")
+    assert "0.600 ± 0.010" in line
+
+
+def test_published_that_is_no_literal_is_left_out_of_the_list(root):
+    (root / "toy" / "odd.py").write_text('"""Odd."""\nPUBLISHED: dict = dict(a=1)\ndef run(config, folder): pass')
+    assert runner.find(root)["toy.odd"] == runner.Entry("toy.odd", "Odd.", {})
+
+
+def test_a_run_writes_its_configuration_result_and_report(root, tmp_path, capsys):
+    assert run(root, "--out", "elsewhere", "--rate", "0.5") == 0
+    folder = only(tmp_path / "elsewhere" / "toy.bench")
+    assert json.loads((folder / "config.json").read_text()) == {"seeds": 3, "rate": 0.5, "fail": ""}
+    result = json.loads((folder / "result.json").read_text())
+    assert list(result) == ["experiment", "protocol", "config", "metrics", "published", "device", "versions", "seconds"]
+    assert result["experiment"] == "toy.bench"
+    assert result["protocol"] == "two numbers"
+    accuracy = result["metrics"]["accuracy"]
+    assert accuracy["mean"] == 0.5
+    assert accuracy["values"] == [0.0, 0.5, 1.0]
+    assert accuracy["interval95"] == pytest.approx(4.302653 * 0.5 / np.sqrt(3), rel=1e-6)
+    assert result["metrics"]["loss"] == {"mean": None, "interval95": None, "values": [None]}
+    assert sorted(result["metrics"]) == ["accuracy", "loss"]
+    assert result["published"]["accuracy"]["source"] == "Table 1"
+    assert result["device"].startswith(jax.default_backend())
+    assert result["versions"]["jax"] == jax.__version__
+    assert set(result["seconds"]) == {"compile", "run"}
+    np.testing.assert_array_equal(np.load(folder / "arrays.npz")["confusion"], np.eye(2))
+    assert (folder / "report.html").read_text().count("<img") == 2
+    printed = capsys.readouterr().out
+    assert "Table 1" in printed
+    assert printed.splitlines()[-1] == str(pathlib.Path("elsewhere") / "toy.bench" / folder.name)
+    assert not list(folder.glob("*.part"))
+
+
+def test_two_runs_of_one_second_have_two_folders(tmp_path):
+    options = runner.Options(out=tmp_path)
+    folders = {runner.open_folder("a.b", {"x": 1}, options) for _ in range(3)}
+    assert len(folders) == 3
+    assert all(folder.parent == tmp_path / "a.b" for folder in folders)
+
+
+def test_a_run_goes_on_in_its_folder_with_the_same_flags_alone(root, tmp_path, capsys):
+    assert run(root, "--rate", "0.5", "--fail", "value") == 2
+    folder = only(tmp_path / "runs" / "toy.bench")
+    assert run(root, "--rate", "0.7", "--fail", "value", "--resume", str(folder)) == 2
+    assert "{'rate': 0.5}" in capsys.readouterr().err
+    config = json.loads((folder / "config.json").read_text()) | {"fail": ""}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert run(root, "--rate", "0.5", "--resume", str(folder)) == 0
+    assert only(tmp_path / "runs" / "toy.bench") == folder
+    assert (folder / "result.json").exists()
+    assert run(root, "--resume", "nowhere") == 2
+
+
+def test_only_a_run_that_is_told_to_writes_a_result_and_the_table_shows_it(root, tmp_path, capsys):
+    assert run(root) == 0
+    assert not (root / "results").exists()
+    assert run(root, "--save-result") == 0
+    capsys.readouterr()
+    assert command.main(["table"], root) == 0
+    head, rule, row = capsys.readouterr().out.splitlines()
+    assert head.count("|") == rule.count("|") == row.count("|")
+    assert row.startswith("| toy.bench | accuracy | 0.600 ± 0.010 | 0.5 ± 1.2 | 3 | ")
+    command.main([], root)
+    assert "0.5 ± 1.2" in capsys.readouterr().out
+
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    assert command.main(["table", str(readme)], root) == 0
+    once = readme.read_text()
+    assert once == f"before\n<!-- results -->\n{head}\n{rule}\n{row}\n<!-- /results -->\nafter\n"
+    runner.update_readme(readme, root)
+    assert readme.read_text() == once
+    readme.write_text("no markers")
+    assert command.main(["table", str(readme)], root) == 2
+    assert "<!-- results -->" in capsys.readouterr().err
+
+
+def test_errors_are_one_line_unless_asked_for(root, capsys, monkeypatch):
+    assert run(root, "--fail", "value") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: rate=0.1: too large (--debug shows the traceback)"
+    assert run(root, "--fail", "file") == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert run(root, "--fail", "value", "--debug") == 2
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("PARADIGMS_DEBUG", "1")
+    assert run(root, "--fail", "value") == 2
+    assert "Traceback" in capsys.readouterr().err
+    with pytest.raises(KeyError):  # a bug keeps its traceback
+        run(root, "--fail", "bug")
+
+
+def test_an_unknown_name_gets_close_ones(root, capsys):
+    assert command.main(["toy.bnch"], root) == 2
+    assert capsys.readouterr().err == "error: no experiment 'toy.bnch'; did you mean toy.bench?\n"
+    assert command.main(["bench"], root) == 2
+    assert "did you mean toy.bench?" in capsys.readouterr().err
+    for name in ("../../etc", "speed.fast", "runner", "zzzzzzzz"):
+        assert command.main([name], root) == 2
+    assert command.main(["toy/bench.py", "--fail", "value"], root) == 2
+    assert "too large" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--rates", "1"], ["--rate", "fast"]])
+def test_bad_flags_leave_by_code_2_and_make_no_folder(root, tmp_path, flags, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(root, *flags)
+    assert stopped.value.code == 2
+    assert "rate" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_shows_typed_and_documented_flags(root, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(root, "--help")
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for part in ("--rate FLOAT", "Learning rate.", "--out PATH", "--save-result", "--debug", "Toy benchmark"):
+        assert part in text
+
+
+def test_compile_seconds_counts_nested_traces_once():
+    inner = jax.jit(lambda x: jnp.sin(x) * 2.5)
+    with runner.compile_seconds() as seconds:
+        start = runner.time.monotonic()
+        jax.jit(lambda x: inner(inner(x) + 1.5) + 3)(jnp.ones(3))
+        taken = seconds()
+        assert 0 < taken <= runner.time.monotonic() - start
+        assert seconds() == taken
+    jax.jit(lambda x: x * 7.25)(jnp.ones(3))
+    assert seconds() == taken
+
+
+def test_the_cache_respects_the_environment(monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/nowhere")
+        jax.config.update("jax_compilation_cache_dir", None)
+        command._cache()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_listing_from_a_shell_imports_no_jax():
+    code = "import sys, experiments.__main__ as m; m.main([]); sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=runner.HERE.parent, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("experiment")
