@@ -48,7 +48,8 @@ def _cache() -> None:
     """Compiled programs are kept between processes, unless the environment says where or not at all."""
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and jax.config.jax_compilation_cache_dir is None:
+    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and chosen is None:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path("~/.cache/paradigms/jax").expanduser()))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

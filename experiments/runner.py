@@ -63,7 +63,9 @@ def _entry(name: str, tree: ast.Module) -> Entry | None:
         return None
     published = {}
     for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         if any(isinstance(target, ast.Name) and target.id == "PUBLISHED" for target in targets):
             with contextlib.suppress(ValueError):  # not a literal: the list goes without it
                 published = ast.literal_eval(node.value)
@@ -130,8 +132,8 @@ def _json(value: Any) -> Any:
         return {str(key): _json(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_json(one) for one in value]
-    if hasattr(value, "tolist"):
-        return _json(value.tolist())
+    if callable(tolist := getattr(value, "tolist", None)):  # an array or a NumPy number
+        return _json(tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | int) else getattr(value, "__name__", str(value))
@@ -175,10 +177,11 @@ def compile_seconds():
 
     spans: list[tuple[float, float]] = []
 
-    def listen(event, seconds, **_):
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del kwargs
         if event.rpartition("/")[2] in COMPILE:
             end = time.monotonic()
-            spans.append((end - seconds, end))
+            spans.append((end - duration_secs, end))
 
     def covered():
         total, reach = 0.0, -math.inf
@@ -246,7 +249,7 @@ def execute(
     result = _json({**result, "seconds": {key: round(value, 2) for key, value in seconds.items()}})
 
     if arrays:
-        np.savez(folder / "arrays.npz", **arrays)
+        np.savez(folder / "arrays.npz", **arrays)  # pyright: ignore[reportArgumentType]
     text = json.dumps(result, indent=2) + "\n"
     _write(folder / "result.json", text)
     if options.save_result:

@@ -6,6 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from paradigms.batch import on_inputs
+from paradigms.data.transforms import pixels
+
 Measured = dict[str, Any]
 Metrics = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], Measured]
 
@@ -28,7 +31,8 @@ def evaluate(
       trainer: has ``predict(state, batch) -> {name: array, rows first}`` and ``runs``. Where ``runs`` is an int R,
         every output has a leading axis of R and `metrics` is called once a run.
       state: what ``predict`` takes.
-      split: dict of arrays, examples first. Batches have its leaves and ``weight``, float32.
+      split: dict of arrays, examples first. Batches have its leaves and ``weight``, float32; inputs
+        "x" of uint8 become float32 in [0, 1], as sources give them.
       metrics: ``(outputs, split) -> {name: float or array}`` for one run. Its optional attribute
         ``check(split, outputs)`` is called with ``outputs=None`` before any work, and with the first batch's outputs.
       batch_size: examples a batch; a smaller split makes a smaller batch.
@@ -52,7 +56,8 @@ def evaluate(
     size = min(batch_size, -(-count // devices) * devices)
     kept = []
     for start in range(0, count, size):
-        predicted = trainer.predict(state, jax.device_put(_batch(split, start, size, count)))
+        batch = on_inputs(pixels, jax.device_put(_batch(split, start, size, count)))
+        predicted = trainer.predict(state, batch)
         if missing := sorted(set(outputs or ()) - set(predicted)):
             raise ValueError(f"outputs={list(outputs or ())}: {missing} not predicted; there are {sorted(predicted)}")
         if not kept:

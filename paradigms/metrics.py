@@ -99,7 +99,7 @@ def precision_recall_f1(logits: Any, y: Any, weight: Any = None) -> tuple[np.nda
 
     logits, y, weight = _rows(logits, y, weight)
     y, predicted, classes = _hard(y), logits.argmax(-1), np.arange(logits.shape[-1])
-    three = precision_recall_fscore_support(y, predicted, labels=classes, sample_weight=weight, zero_division=0)[:3]
+    three = precision_recall_fscore_support(y, predicted, labels=classes, sample_weight=weight, zero_division=0.0)[:3]  # pyright: ignore[reportArgumentType]
     occurs = np.isin(classes, y) | np.isin(classes, predicted)
     precision, recall, f1 = (np.where(occurs, value, np.nan) for value in three)
     return precision, recall, f1
@@ -195,7 +195,7 @@ def multilabel(threshold: float = 0.5) -> Metrics:
             "loss": float(np.average(losses.mean(-1), weights=weight)),
             "accuracy": float(sk.accuracy_score(y, predicted, sample_weight=weight)),
             "label_accuracy": float(np.average((y == predicted).mean(-1), weights=weight)),
-            **{name: float(value.mean()) for name, value in zip(("precision", "recall", "f1"), each, strict=True)},
+            **{name: float(np.mean(value)) for name, value in zip(("precision", "recall", "f1"), each, strict=True)},
             "micro_f1": float(sk.f1_score(y, predicted, average="micro", **options)),
             "map": mean_ap,
             "per_class/f1": each[2],
@@ -219,7 +219,7 @@ def regression() -> Metrics:
 
         predicted, y, weight = _columns(outputs, split)
         if not np.isfinite(predicted).all():
-            return dict.fromkeys(("mse", "rmse", "mae", "r2"), float("nan"))
+            return {name: float("nan") for name in ("mse", "rmse", "mae", "r2")}
         mse = float(sk.mean_squared_error(y, predicted, sample_weight=weight))
         r2 = float(sk.r2_score(y, predicted, sample_weight=weight)) if len(y) > 1 else float("nan")
         mae = float(sk.mean_absolute_error(y, predicted, sample_weight=weight))

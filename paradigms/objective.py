@@ -94,7 +94,8 @@ class Objective(NamedTuple):
     the example axis first.
 
     Attributes:
-      init: ``(key, batch) -> (params, state)``. Copies what it snapshots, since buffers are donated.
+      init: ``(key, batch) -> (params, state)``. A leaf initialises the network from ``fold(key, "model")``, so that
+        objectives given one key share it. Copies what it snapshots, since buffers are donated.
       losses: ``(params, state, batch, ctx) -> ({name: scalar}, (state, aux))``. Losses stay named and unsummed until
         the trainer. The part of a name before its last "/" names the forward pass the loss came from: an aggregator
         pulls losses of one forward back together and differentiates the others one by one. ``aux`` are scalars to

@@ -100,7 +100,7 @@ def confusion(matrix: Any, names: Sequence[str] | None = None):
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axis.set(xlabel="predicted", ylabel="true")
     if classes <= 20:
-        labels = list(names) if names is not None else list(range(classes))
+        labels = [str(name) for name in (names if names is not None else range(classes))]
         axis.set_xticks(range(classes), labels, rotation=90 if names is not None else 0)
         axis.set_yticks(range(classes), labels)
         for (row, column), value in np.ndenumerate(matrix):
@@ -159,7 +159,7 @@ def html(
     return path
 
 
-def _curves(history: Rows) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _curves(history: Rows) -> dict[str, tuple[np.ndarray, ...]]:
     """Steps, mean and half-width (0 where there is none) of every key that has numbers."""
     points: dict[str, dict[int, tuple[float, float]]] = {}
     for row in history:

@@ -9,7 +9,7 @@ import optax
 
 from paradigms.batch import rows, weighted_mean
 from paradigms.model import Model
-from paradigms.objective import Objective, concrete, copy, hide, own, total
+from paradigms.objective import Objective, concrete, copy, fold, hide, own, total
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -32,8 +32,8 @@ def cross_entropy(smoothing: float = 0.0, class_weights: Sequence[float] | None 
         soft = jax.nn.one_hot(y, classes, dtype=logits.dtype) if jnp.issubdtype(y.dtype, jnp.integer) else y
         if soft.shape != logits.shape:
             raise ValueError(
-                f"cross_entropy: targets of shape {y.shape} and type {y.dtype} do not fit logits of shape {logits.shape}; "
-                "soft and multi-hot targets must be floats"
+                f"cross_entropy: targets of shape {y.shape} and type {y.dtype} do not fit logits of shape "
+                f"{logits.shape}; soft and multi-hot targets must be floats"
             )
         value = optax.losses.softmax_cross_entropy(logits, optax.losses.smooth_labels(soft, smoothing))
         if class_weights is None:
@@ -68,7 +68,7 @@ def supervised(model: Model, loss: Loss | None = None, output: str = "logits", t
 
     def init(key, batch):
         _require(batch, "x", target)
-        params, state = model.init(key, batch["x"])
+        params, state = model.init(fold(key, "model"), batch["x"])
         _check_data(batch["x"], batch[target], _shape_of(model, params, state, batch["x"], output), target)
         return {"model": params}, {"model": state}
 
@@ -118,8 +118,8 @@ def _check_data(x, y, shape, target):
         low, high = np.asarray(y).min(), np.asarray(y).max()
         if not 0 <= low <= high < shape[-1]:
             raise ValueError(
-                f"batch: {target} holds labels from {low} to {high}, but the model has {shape[-1]} outputs, for labels 0 "
-                f"to {shape[-1] - 1}"
+                f"batch: {target} holds labels from {low} to {high}, but the model has {shape[-1]} outputs, for "
+                f"labels 0 to {shape[-1] - 1}"
             )
 
 
@@ -135,19 +135,16 @@ def _fits(shape, y, target):
         )
 
 
-def penalised(child: Objective, l1: float = 0.0, l2: float = 0.0) -> Objective:
+def penalised(child: Objective, l1: float = 0.0, l2: float = 0.0, name: str = "penalty") -> Objective:
     """Adds l1 |w|_1 + l2/2 |w|_2^2 over the network's weights with two or more axes (not biases, not scales).
 
-    0 is the child. Losses: the child's, "l1" and "l2".
+    0 is the child. ``name`` is that of the added loss.
     """
 
     def losses(params, state, batch, ctx):
         values, rest = child.losses(params, state, batch, ctx)
         weights = [w for w in jax.tree.leaves(params["model"]) if w.ndim > 1]
-        terms = {"l1": l1 * sum(jnp.abs(w).sum() for w in weights), "l2": l2 / 2 * sum((w**2).sum() for w in weights)}
-        for name, term in terms.items():
-            values = own(values, name, term)
-        return values, rest
+        return own(values, name, sum(l1 * jnp.abs(w).sum() + l2 / 2 * (w**2).sum() for w in weights)), rest
 
     return child._replace(losses=losses)
 

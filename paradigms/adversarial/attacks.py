@@ -25,7 +25,8 @@ def pgd(
       steps: gradient steps, 0 or more; 0 with ``random_start`` is a random perturbation, without it no attack.
       step_size: a, in the units of the input. Default: 2.5 radius / steps.
       random_start: begin at a uniform point of the set rather than at the input.
-      bounds: smallest and largest value of an input, applied after the projection.
+      bounds: smallest and largest value of an input, applied after the projection. Inputs lie within them, since a
+        network normalises inside: standardised ones would be clipped, at any radius.
 
     Returns:
       an attack that gives the last iterate; `x` may be a tree of inputs, each float with the example axis first.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.experimental import checkify
 
+from paradigms.batch import rows
 from paradigms.objective import Context, Objective, Tree, concrete, copy, hide, own
 
 Importance = Callable[[Objective, Tree, Tree, Tree, Context], Tree]
@@ -15,8 +16,9 @@ Importance = Callable[[Objective, Tree, Tree, Tree, Context], Tree]
 def exact_fisher(child: Objective, params: Tree, state: Tree, batches: Tree, ctx: Context) -> Tree:
     """diag F = E_x sum_c p(c|x) (d log p(c|x) / d theta)^2, in evaluation mode, the mean over examples (Martens, 2020, sec. 5).
 
-    The expectation over labels is exact, from ``child.predict``'s logits, so no labels are needed. An example with several
-    rows of logits (an episode) is their product distribution: its rows' informations add up.
+    Examples count by their weight; 0 is padding. The expectation over labels is exact, from ``child.predict``'s logits,
+    so no labels are needed. An example with several rows of logits (an episode) is their product distribution: its rows'
+    informations add up.
 
     Args:
       batches: stacked batches, leaves (n, batch, ...).
@@ -34,10 +36,13 @@ def exact_fisher(child: Objective, params: Tree, state: Tree, batches: Tree, ctx
         p = jnp.exp(log_p(params))
         return jax.tree.map(lambda j: jnp.tensordot(p, j**2, 2), jax.jacrev(log_p)(params))
 
-    def batch_mean(batch):
-        return jax.tree.map(lambda f: jnp.mean(f, 0), jax.vmap(one)(batch))
+    def batch_sum(batch):
+        weight = batch["weight"] if "weight" in batch else jnp.ones(rows(batch))
+        summed = jax.tree.map(lambda f: jnp.tensordot(weight.astype(f.dtype), f, 1), jax.vmap(one)(batch))
+        return summed, jnp.sum(weight)
 
-    return jax.tree.map(lambda f: jnp.mean(f, 0), jax.lax.map(batch_mean, batches))
+    sums, count = jax.lax.map(batch_sum, batches)
+    return jax.tree.map(lambda f: jnp.sum(f, 0) / jnp.maximum(jnp.sum(count), 1e-30).astype(f.dtype), sums)
 
 
 def ewc(child: Objective, weight: float, importance: Importance = exact_fisher, name: str = "ewc") -> Objective:

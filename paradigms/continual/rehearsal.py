@@ -36,8 +36,6 @@ def rehearsal(child: Objective, memory: Memory, size: int | None = None, name: s
         n = count if size is None else size
         draw, place = jax.random.split(ctx.fold(name).key)
         replayed, valid = memory.sample(state[name], draw, n)
-        # reads before writes, or else XLA copies the buffer in every step
-        replayed, held = jax.lax.optimization_barrier((replayed, state[name]))
         stream = {leaf: value for leaf, value in batch.items() if leaf != "weight"}
 
         def join(new, old):
@@ -48,6 +46,9 @@ def rehearsal(child: Objective, memory: Memory, size: int | None = None, name: s
         weight = jnp.concatenate([batch.get("weight", jnp.ones(count)), valid.astype(jnp.float32)])
         joint = weigh(jax.tree.map(join, stream, replayed), weight)
         values, (state, aux) = inner.losses(params, state, joint, ctx)
-        return values, ({**state, name: memory.insert(held, batch, place)}, aux)
+        # the write waits for the read, by a term that is always 0 (nothing exceeds inf); else XLA copies the buffer
+        read = sum(jnp.sum(leaf, dtype=jnp.float32) for leaf in jax.tree.leaves(replayed))
+        stored = {**batch, "weight": weight[:count] + (jnp.abs(read) > jnp.inf)}
+        return values, ({**state, name: memory.insert(state[name], stored, place)}, aux)
 
     return inner._replace(init=init, losses=losses)

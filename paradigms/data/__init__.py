@@ -4,6 +4,7 @@ from paradigms.data.augment import crop, cutout, flip, random_resized_crop, rota
 from paradigms.data.bind import bind
 from paradigms.data.checks import check_arrays
 from paradigms.data.colour import blur, colour_jitter, greyscale, solarise
+from paradigms.data.episodes import episodes
 from paradigms.data.imperfect import few_labels, imbalance, label_flips, label_noise
 from paradigms.data.load import Data, load
 from paradigms.data.order import locate, order
@@ -27,6 +28,7 @@ __all__ = [
     "crop",
     "cutmix",
     "cutout",
+    "episodes",
     "few_labels",
     "flip",
     "greyscale",

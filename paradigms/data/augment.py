@@ -132,14 +132,15 @@ def random_resized_crop(scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[f
 
 def _random_resized_crop(key, x, scale, ratio):
     height, width, _ = x.shape
-    of_area, of_ratio, of_place = jax.random.split(key, 3)
-    area = height * width * jax.random.uniform(of_area, (10,), x.dtype, *scale)
-    aspect = jnp.exp(jax.random.uniform(of_ratio, (10,), x.dtype, math.log(ratio[0]), math.log(ratio[1])))
+    # One draw of all the numbers: each call of the generator compiles, and runs, a loop of its own on CPUs.
+    uniform = jax.random.uniform(key, (22,), x.dtype)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * uniform[:10])
+    aspect = jnp.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * uniform[10:20])
     boxes = jnp.round(jnp.stack([jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)]))
     whole = jnp.array([height, width], x.dtype)
     fits = ((boxes >= 1) & (boxes <= whole[:, None])).all(axis=0)
     box = jnp.where(fits.any(), boxes[:, jnp.argmax(fits)], whole)
-    place = jnp.floor(jax.random.uniform(of_place, (2,), x.dtype) * (whole - box + 1))
+    place = jnp.floor(uniform[20:] * (whole - box + 1))
     place = jnp.minimum(place, whole - box)
     return resize(x, place, box)
 
@@ -178,9 +179,7 @@ def cutout(size: int, fill: float | tuple[float, ...] = 0.0) -> Bound:
 
 def _cutout(key, x, size, fill):
     height, width, channels = x.shape
-    of_row, of_column = jax.random.split(key)
-    top = jax.random.randint(of_row, (), 0, height) - size // 2
-    left = jax.random.randint(of_column, (), 0, width) - size // 2
+    top, left = jax.random.randint(key, (2,), 0, jnp.array([height, width])) - size // 2
     fill = jnp.broadcast_to(jnp.asarray(fill, x.dtype), (channels,)).reshape(1, 1, channels)
     return jnp.where(box_mask(height, width, top, left, top + size, left + size)[..., None], fill, x)
 

@@ -46,21 +46,23 @@ def colour_jitter(
 
 
 def _colour_jitter(key, x, brightness, contrast, saturation, hue, p):
-    of_choice, *keys = jax.random.split(key, 5)
+    # One draw of all the numbers: each call of the generator compiles, and runs, a loop of its own on CPUs.
+    uniform = jax.random.uniform(key, (5,), x.dtype)
     out = x
     if brightness:
-        out = blend(out, 0.0, _factor(keys[0], brightness, x.dtype))
+        out = blend(out, 0.0, _factor(uniform[0], brightness))
     if contrast:
-        out = blend(out, luma(out).mean(axis=(0, 1), keepdims=True), _factor(keys[1], contrast, x.dtype))
+        out = blend(out, luma(out).mean(axis=(0, 1), keepdims=True), _factor(uniform[1], contrast))
     if saturation and x.shape[-1] == 3:
-        out = blend(out, luma(out), _factor(keys[2], saturation, x.dtype))
+        out = blend(out, luma(out), _factor(uniform[2], saturation))
     if hue and x.shape[-1] == 3:
-        out = shift_hue(out, jax.random.uniform(keys[3], (), x.dtype, -hue, hue))
-    return jnp.where(jax.random.bernoulli(of_choice, p), out, x)
+        out = shift_hue(out, hue * (2 * uniform[3] - 1))
+    return jnp.where(uniform[4] < p, out, x)
 
 
-def _factor(key, strength, dtype):
-    return jax.random.uniform(key, (), dtype, max(0.0, 1 - strength), 1 + strength)
+def _factor(uniform, strength):
+    low = max(0.0, 1 - strength)
+    return low + (1 + strength - low) * uniform
 
 
 def shift_hue(x, turns):
@@ -108,15 +110,15 @@ def blur(sigma: tuple[float, float] = (0.1, 2.0), p: float = 0.5, radius: int | 
 
 
 def _blur(key, x, sigma, p, radius):
-    of_choice, of_sigma = jax.random.split(key)
+    uniform = jax.random.uniform(key, (2,), x.dtype)
     radius = radius or max(1, x.shape[0] // 20)
     taps = jnp.arange(-radius, radius + 1, dtype=x.dtype)
-    kernel = jax.nn.softmax(-0.5 * (taps / jax.random.uniform(of_sigma, (), x.dtype, *sigma)) ** 2)
+    kernel = jax.nn.softmax(-0.5 * (taps / (sigma[0] + (sigma[1] - sigma[0]) * uniform[0])) ** 2)
     padded = jnp.pad(x, ((radius, radius), (radius, radius), (0, 0)), mode="edge")
     # Shifted slices: a convolution with one kernel an example would be a grouped one, far slower.
-    rows = sum(kernel[i] * padded[i : i + x.shape[0]] for i in range(2 * radius + 1))
+    rows = sum((kernel[i] * padded[i : i + x.shape[0]] for i in range(2 * radius + 1)), jnp.zeros((), x.dtype))
     both = sum(kernel[i] * rows[:, i : i + x.shape[1]] for i in range(2 * radius + 1))
-    return jnp.where(jax.random.bernoulli(of_choice, p), both, x)
+    return jnp.where(uniform[1] < p, both, x)
 
 
 def solarise(threshold: float = 0.5, p: float = 0.2) -> Bound:

@@ -92,9 +92,9 @@ def load(
 def _digits():
     from sklearn.datasets import load_digits  # half a second to import, for those that use it
 
-    digits = load_digits()
-    x = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    return {"train": {"x": x, "y": digits.target.astype(np.int32)}}, {"classes": 10, "class_names": list("0123456789")}
+    images, labels = load_digits(return_X_y=True)
+    x = np.round(np.reshape(images, (-1, 8, 8, 1)) * (255 / 16)).astype(np.uint8)
+    return {"train": {"x": x, "y": np.asarray(labels, np.int32)}}, {"classes": 10, "class_names": list("0123456789")}
 
 
 def _cached(name, size, data_dir, root):

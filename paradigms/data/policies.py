@@ -41,8 +41,7 @@ def randaugment(n: int = 2, m: int = 9) -> Bound:
 
 def _randaugment(key, x, n, m):
     def once(x, key):
-        of_op, of_sign = jax.random.split(key)
-        return _apply(of_op, of_sign, x, jnp.asarray(m / _BINS, x.dtype), _RANDAUGMENT), None
+        return _apply(jax.random.uniform(key, (2,), x.dtype), x, jnp.asarray(m / _BINS, x.dtype), _RANDAUGMENT), None
 
     return lax.scan(once, x, jax.random.split(key, n))[0] if n else x
 
@@ -53,14 +52,13 @@ def trivial_augment() -> Bound:
 
 
 def _trivial_augment(key, x):
-    of_op, of_sign, of_magnitude = jax.random.split(key, 3)
-    magnitude = jax.random.randint(of_magnitude, (), 0, _BINS + 1).astype(x.dtype) / _BINS
-    return _apply(of_op, of_sign, x, magnitude, _TRIVIAL)
+    uniform = jax.random.uniform(key, (3,), x.dtype)
+    return _apply(uniform[:2], x, jnp.floor(uniform[2] * (_BINS + 1)) / _BINS, _TRIVIAL)
 
 
-def _apply(of_op, of_sign, x, magnitude, ranges):
-    op = jax.random.randint(of_op, (), 0, _COUNT)
-    sign = jnp.where(jax.random.bernoulli(of_sign), 1, -1).astype(x.dtype)
+def _apply(uniform, x, magnitude, ranges):
+    op = jnp.floor(uniform[0] * _COUNT).astype(jnp.int32)
+    sign = jnp.where(uniform[1] < 0.5, -1, 1).astype(x.dtype)
     return operation(x, op, magnitude, sign, ranges)
 
 

@@ -119,7 +119,7 @@ def decode(folder: Path, size: int | None) -> tuple[dict, dict]:
     splits = {}
     for name in names:
         try:
-            splits[name] = _columns(builder.as_data_source(split=name), plan, size)
+            splits[name] = _columns(builder.as_data_source(split=name), plan, size)  # pyright: ignore[reportCallIssue]  # its decorator hides the signature
         except ValueError:
             raise
         except Exception as error:  # array_record raises bare RuntimeErrors on damaged or missing files
@@ -163,15 +163,14 @@ def _plan(tfds, info, folder, size) -> dict:
         kind, inputs = "table", numbers
     else:
         raise ValueError(f"{folder} has no image, text or numeric feature of fixed shape, only {info.features}")
-    feature = features.get(label)
-    classed = isinstance(feature, tfds.features.ClassLabel)
+    names = (features[label].names or []) if label in labels else []
     return {
         "kind": kind,
         "inputs": inputs,
         "label": label,
         "extra": [] if kind == "table" else [name for name in numbers if name not in inputs],
-        "classes": int(feature.num_classes or 0) if classed else 0,
-        "class_names": [str(name) for name in feature.names] if classed and feature.num_classes else [],
+        "classes": int(features[label].num_classes or 0) if label in labels else 0,
+        "class_names": [str(name) for name in names],
     }
 
 

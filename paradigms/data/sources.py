@@ -156,7 +156,7 @@ def batches(split: dict, batch_size: int) -> dict:
 
     out = jax.tree.map(stack, dict(split))
     if "x" in out and out["x"].dtype == np.uint8:
-        out["x"] = out["x"].astype(np.float32) / np.float32(255)
+        out["x"] = out["x"].astype(np.float32) * np.float32(1 / 255)
     if "tokens" in out:
         out["tokens"] = out["tokens"].astype(np.int32)
     out["weight"] = weight.reshape(n, batch_size) * out.get("weight", np.float32(1))

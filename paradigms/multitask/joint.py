@@ -7,6 +7,7 @@ import jax
 from paradigms.objective import Objective
 
 SHARED = ("model", "taps")
+RESERVED = (*SHARED, "logits", "features")
 
 
 def multitask(objectives: Mapping[str, Objective]) -> Objective:
@@ -28,8 +29,8 @@ def multitask(objectives: Mapping[str, Objective]) -> Objective:
     if not objectives:
         raise ValueError("objectives: is empty; give at least one")
     for task in objectives:
-        if task in SHARED or "/" in task:
-            raise ValueError(f'objectives: "{task}" cannot name a task (reserved: {SHARED} and names with "/")')
+        if task in RESERVED or "/" in task:
+            raise ValueError(f'objectives: "{task}" cannot name a task (reserved: {RESERVED} and names with "/")')
     first = next(iter(objectives))
 
     def part(batch, task):
@@ -48,11 +49,9 @@ def multitask(objectives: Mapping[str, Objective]) -> Objective:
     def init(key, batch):
         params, state = {}, {}
         for i, (task, child) in enumerate(objectives.items()):
-            p, s = child.init(key if i == 0 else jax.random.fold_in(key, i), part(batch, task))
+            p, s = child.init(key, part(batch, task))  # one key, so that what a child snapshots is the shared network
             if i and _shapes((p.get("model"), s.get("model"))) != _shapes((params.get("model"), state.get("model"))):
                 raise ValueError(f'objectives: the network of "{task}" differs from that of "{first}"; share one model')
-            if i:
-                p, s = ({**own, "model": shared["model"]} for own, shared in ((p, params), (s, state)))
             params, state = store(params, task, p), store(state, task, s)
         return params, state
 

@@ -75,6 +75,7 @@ class SmallCNN(nnx.Module):
         self.head = linear_head(hidden, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, *, rngs=None):
+        """The features, and with a head the logits, in float32."""
         return outputs(self.encoder, self.head, x, rngs)
 
 
@@ -105,6 +106,7 @@ class LeNet(nnx.Module):
         self.head = linear_head(84, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, *, rngs=None):
+        """The features, and with a head the logits, in float32."""
         return outputs(self.encoder, self.head, x, rngs)
 
 
@@ -130,11 +132,12 @@ class WongCNN(nnx.Module):
         self.head = linear_head(100, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, *, rngs=None):
+        """The features, and with a head the logits, in float32."""
         return outputs(self.encoder, self.head, x, rngs)
 
 
 class TradesCNN(nnx.Module):
-    """The MNIST network of TRADES (Zhang et al., 2019; after Carlini and Wagner, 2017), its last layer starting at zero.
+    """The MNIST network of TRADES (Zhang et al., 2019; after Carlini and Wagner, 2017); its last layer starts at zero.
 
     ``features``: (B, 200). Parameters by default: 312,202.
     """
@@ -164,6 +167,7 @@ class TradesCNN(nnx.Module):
         self.head = linear_head(200, classes, dtype=dtype, rngs=rngs, kernel_init=nnx.initializers.zeros)
 
     def __call__(self, x, *, rngs=None):
+        """The features, and with a head the logits, in float32."""
         return outputs(self.encoder, self.head, x, rngs)
 
 
@@ -192,6 +196,7 @@ class MadryCNN(nnx.Module):
         self.head = linear_head(1024, classes, dtype=dtype, rngs=rngs, **start)
 
     def __call__(self, x, *, rngs=None):
+        """The features, and with a head the logits, in float32."""
         return outputs(self.encoder, self.head, x, rngs)
 
 
@@ -237,4 +242,5 @@ class Conv4(nnx.Module):
         self.head = linear_head(features, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, *, rngs=None):
+        """The features, and with a head the logits, in float32."""
         return outputs(self.encoder, self.head, x, rngs)

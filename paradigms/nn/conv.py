@@ -1,20 +1,22 @@
 """One two-dimensional convolution for every network: fast in loops, per-task weights and every order of derivative.
 
-XLA's CPU backend turns a convolution into its fast form only where its axes are in the plain order (images NHWC, kernels
-HWIO). The derivatives of ``lax.conv_general_dilated`` have theirs in another order, which the compiler repairs in the entry
-computation of a program but not inside ``scan``, ``while`` or ``cond``: there they run as naive loops, 30 times slower.
-``vmap`` over kernels (MAML: every task has its own weights) makes a grouped convolution, about as slow.
+XLA's CPU backend turns a convolution into its fast form only where its axes are in the plain order (images NHWC,
+kernels HWIO). The derivatives of ``lax.conv_general_dilated`` have theirs in another order, which the compiler
+repairs in the entry computation of a program but not inside ``scan``, ``while`` or ``cond``: there they run as naive
+loops, 30 times slower. ``vmap`` over kernels (MAML: every task has its own weights) makes a grouped convolution,
+about as slow.
 
-A convolution is bilinear, and with its two derivatives it is closed: contracted with a cotangent it is one trilinear form
-of input, kernel and output,
+A convolution is bilinear, and with its two derivatives it is closed: contracted with a cotangent it is one trilinear
+form of input, kernel and output,
 
     form(x, w, g) = sum x[t, n, p*stride + i*dilation - pad, c]  w[t, i, c, o]  g[t, n, p, o]
 
-and fixing two of the three gives the third. So one primitive with three modes ("output" from x and w, "input" from g and w,
-"kernel" from x and g) is its own derivative in every order, forward and reverse, and a mapped axis stays inside it: an axis
-on one operand alone joins that operand's free axis (examples, input or output channels), an axis on both becomes the task
-axis t. Each mode then says, for each platform, how it is best computed: on CPU as a plain NHWC / HWIO convolution, or with a
-task axis as patches and a matrix product; elsewhere as ``lax.conv_general_dilated`` and what JAX derives from it.
+and fixing two of the three gives the third. So one primitive with three modes ("output" from x and w, "input" from g
+and w, "kernel" from x and g) is its own derivative in every order, forward and reverse, and a mapped axis stays
+inside it: an axis on one operand alone joins that operand's free axis (examples, input or output channels), an axis
+on both becomes the task axis t. Each mode then says, for each platform, how it is best computed: on CPU as a plain
+NHWC / HWIO convolution, or with a task axis as patches and a matrix product; elsewhere as
+``lax.conv_general_dilated`` and what JAX derives from it.
 """
 
 import functools
@@ -45,8 +47,9 @@ def conv2d(
 ):
     """Convolve images (N, H, W, C) with a kernel (h, w, C, O) to (N, P, Q, O); same dtype in and out.
 
-    Takes the arguments of ``lax.conv_general_dilated``, so it goes to ``nnx.Conv(conv_general_dilated=conv2d)``. What it
-    does not cover (grouped or transposed convolutions, other layouts, one or three spatial axes) goes to ``lax`` unchanged.
+    Takes the arguments of ``lax.conv_general_dilated``, so it goes to ``nnx.Conv(conv_general_dilated=conv2d)``. What
+    it does not cover (grouped or transposed convolutions, other layouts, one or three spatial axes) goes to ``lax``
+    unchanged.
     """
     arguments = (lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, batch_group_count, precision)
     plain = x.ndim == kernel.ndim == 4 and feature_group_count == batch_group_count == 1 and x.dtype == kernel.dtype
@@ -61,7 +64,7 @@ def conv2d(
         )
     if x.shape[3] != kernel.shape[2]:
         raise ValueError(
-            f"kernel of shape {kernel.shape} takes {kernel.shape[2]} channels but x of shape {x.shape} has {x.shape[3]}; "
+            f"kernel of shape {kernel.shape} takes {kernel.shape[2]} channels, x of shape {x.shape} has {x.shape[3]}; "
             "build the layer with in_features equal to the channels of its input"
         )
     size, window = x.shape[1:3], kernel.shape[:2]
@@ -246,7 +249,7 @@ def _transpose_second(g, a, b, *, mode, **params):
 
 
 def _batch(operands, dims, *, mode, tasks, **params):
-    """Keep a mapped axis inside the primitive: in a free axis if one operand has it, else as (part of) the task axis."""
+    """Keep a mapped axis inside: in a free axis if one operand has it, else as (part of) the task axis."""
     axes, result = _AXES[mode][:2], _AXES[mode][2]
     mapped = [dim is not None for dim in dims]
     if all(mapped):
@@ -267,7 +270,7 @@ def _batch(operands, dims, *, mode, tasks, **params):
     return out.reshape(*out.shape[:out_of], count, -1, *out.shape[out_of + 1 :]), out_of
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled(**params):
     return jax.jit(functools.partial(_conv_p.bind, **params))
 

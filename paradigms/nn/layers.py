@@ -8,6 +8,8 @@ import inspect
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -19,13 +21,12 @@ he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 class Normalize(nnx.Module):
     """Images in [0, 1], or uint8 scaled by 1/255, to ``(x - mean) / std`` in the compute dtype.
 
-    ``mean`` and ``std`` are numbers or one number a channel; they are constants, not parameters. As the first layer of a
-    network it keeps the network's input in pixel units, which is what an attack's epsilon is measured in.
+    ``mean`` and ``std`` are numbers or one number a channel; they are constants, not parameters. As the first layer
+    of a network it keeps the network's input in pixel units, which is what an attack's epsilon is measured in.
     """
 
     def __init__(self, mean=0.0, std=1.0, dtype=None):
-        self.mean = (float(mean),) if jnp.ndim(mean) == 0 else tuple(float(value) for value in mean)
-        self.std = (float(std),) if jnp.ndim(std) == 0 else tuple(float(value) for value in std)
+        self.mean, self.std = (tuple(float(value) for value in np.atleast_1d(given)) for given in (mean, std))
         self.dtype = dtype
         if min(self.std) <= 0:
             raise ValueError(
@@ -33,6 +34,7 @@ class Normalize(nnx.Module):
             )
 
     def __call__(self, x):
+        """Normalise images (..., channels), or vectors with one mean and deviation."""
         if x.dtype == jnp.uint8:
             x = x.astype(jnp.float32) / 255
         channels = (1,) * (x.ndim - 1) + (-1,)
@@ -53,6 +55,7 @@ class Chain(nnx.Module):
             setattr(self, name, layer)
 
     def __call__(self, x, *, rngs=None):
+        """Apply the layers in order."""
         for name in self.order:
             layer = getattr(self, name)
             x = layer(x, rngs=rngs) if name in self.random else layer(x)
@@ -115,6 +118,7 @@ class CurrentBatchNorm(nnx.Module):
         self.epsilon, self.dtype = epsilon, dtype
 
     def __call__(self, x):
+        """Normalise (..., features) over all other axes."""
         axes, channels = tuple(range(x.ndim - 1)), (1,) * (x.ndim - 1) + (-1,)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         factor = lax.rsqrt(wide.var(axes, keepdims=True) + self.epsilon)

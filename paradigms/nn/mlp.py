@@ -43,4 +43,5 @@ class MLP(nnx.Module):
         self.head = linear_head(in_features, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, *, rngs=None):
+        """The features, and with a head the logits, in float32."""
         return outputs(self.encoder, self.head, x, rngs)

@@ -24,6 +24,7 @@ class Recurrence(nnx.Module):
         self.hidden, self.pair = hidden, cell is nnx.LSTMCell
 
     def __call__(self, x, *, rngs=None):
+        """Every output of the last cell."""
         x = jnp.swapaxes(x, 0, 1)
         for name in self.cells:
             cell = getattr(self, name)
@@ -62,6 +63,7 @@ class TokenRNN(nnx.Module):
         self.head = linear_head(hidden, vocabulary if classes is None else classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, *, rngs=None):
+        """The features, and with a head the logits, in float32."""
         return outputs(self.encoder, self.head, x, rngs)
 
 
@@ -105,4 +107,5 @@ class RowRNN(nnx.Module):
         self.head = linear_head(hidden, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, *, rngs=None):
+        """The features, and with a head the logits, in float32."""
         return outputs(self.encoder, self.head, x, rngs)

@@ -1,7 +1,7 @@
 """Residual networks: ResNet, pre-activation ResNet and WideResNet.
 
-They take images (B, H, W, channels) of any size, as float32 in [0, 1] or uint8, and return ``{"features", "logits"}`` in
-float32; ``classes=0`` leaves the head out. The features are the last maps averaged over their positions.
+They take images (B, H, W, channels) of any size, as float32 in [0, 1] or uint8, and return ``{"features", "logits"}``
+in float32; ``classes=0`` leaves the head out. The features are the last maps averaged over their positions.
 """
 
 from flax import nnx
@@ -12,13 +12,14 @@ _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 class Residual(nnx.Module):
-    """``after(shortcut(before(x)) + branch(before(x)))``; the shortcut of a pre-activation block may skip ``before``."""
+    """``after(shortcut(before(x)) + branch(before(x)))``; with ``raw_shortcut`` the shortcut skips ``before``."""
 
     def __init__(self, branch, shortcut=None, before=None, after=None, raw_shortcut=False):
         self.branch, self.shortcut, self.before, self.after = branch, shortcut, before, after
         self.raw_shortcut = raw_shortcut
 
     def __call__(self, x, *, rngs=None):
+        """(B, H, W, C) to (B, H / stride, W / stride, features)."""
         ready = x if self.before is None else self.before(x)
         kept = x if self.raw_shortcut else ready
         kept = kept if self.shortcut is None else self.shortcut(kept)
@@ -65,7 +66,8 @@ class ResNet(nnx.Module):
     ``stem="imagenet"`` with a 7x7 convolution of stride 2 and 3x3 max-pooling. ``features``: (B, 8 * width), or
     (B, 32 * width) at depth 50.
 
-    Parameters by default: 11,173,962. With ``stem="imagenet", classes=1000``: 11,689,512 at depth 18 and 25,557,032 at 50.
+    Parameters by default: 11,173,962. With ``stem="imagenet", classes=1000``: 11,689,512 at depth 18 and 25,557,032
+    at 50.
     """
 
     def __init__(
@@ -119,11 +121,12 @@ class ResNet(nnx.Module):
         self.head = linear_head(inside, classes, **make)
 
     def __call__(self, x, *, rngs=None):
+        """The features, and with a head the logits, in float32."""
         return outputs(self.encoder, self.head, x, rngs)
 
 
 def _preactivation(inside, outside, stride, dropout, dtype, rngs):
-    """Normalisation and ReLU first; a shortcut that changes shape takes their result, the identity takes the raw input."""
+    """Normalisation and ReLU first; a shortcut that changes shape takes their result, the identity the raw input."""
     make = {"dtype": dtype, "rngs": rngs}
     branch = Chain(
         conv1=convolution(inside, outside, 3, stride, padding=1, **make),
@@ -153,7 +156,7 @@ def _preactivation_network(stages, blocks, classes, channels, width, dropout, me
 
 
 class PreActResNet(nnx.Module):
-    """Pre-activation ResNet of depth 18 or 34 with the CIFAR stem (He et al., 2016b), the network of adversarial training.
+    """Pre-activation ResNet of depth 18 or 34 with the CIFAR stem (He et al., 2016b), used in adversarial training.
 
     With the last normalisation that Rice et al. (2020) and Wong et al. (2020) use. ``features``: (B, 8 * width).
 
@@ -169,11 +172,12 @@ class PreActResNet(nnx.Module):
         )
 
     def __call__(self, x, *, rngs=None):
+        """The features, and with a head the logits, in float32."""
         return outputs(self.encoder, self.head, x, rngs)
 
 
 class WideResNet(nnx.Module):
-    """WideResNet (Zagoruyko and Komodakis, 2016): pre-activation blocks in three stages of ``16 * widen`` and more channels.
+    """WideResNet (Zagoruyko and Komodakis, 2016): three stages of pre-activation blocks, from ``16 * widen`` channels.
 
     ``dropout`` sits between the two convolutions of a block. ``features``: (B, 64 * widen).
 
@@ -189,4 +193,5 @@ class WideResNet(nnx.Module):
         )
 
     def __call__(self, x, *, rngs=None):
+        """The features, and with a head the logits, in float32."""
         return outputs(self.encoder, self.head, x, rngs)

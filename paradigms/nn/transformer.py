@@ -39,6 +39,7 @@ class Block(nnx.Module):
         return self.project(jnp.einsum("bhqk,bkhd->bqhd", weights, values).reshape(batch, length, width))
 
     def __call__(self, x, *, rngs=None):
+        """(B, L, width) to the same."""
         x = x + self.dropout(self.attention(self.norm1(x), rngs), rngs=rngs)
         hidden = self.contract(nnx.gelu(self.expand(self.norm2(x)), approximate=False))
         return x + self.dropout(hidden, rngs=rngs)
@@ -59,6 +60,7 @@ class TransformerEncoder(nnx.Module):
         self.length = length
 
     def __call__(self, tokens, *, rngs=None):
+        """Features of every position."""
         if tokens.shape[1] > self.length:
             raise ValueError(
                 f"tokens of shape {tokens.shape} are longer than length={self.length}; build a longer network"
@@ -71,12 +73,12 @@ class TransformerEncoder(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """GPT-style transformer (Radford et al., 2019; sizes of nanoGPT): tokens (B, L) to features (B, L, width) and logits.
+    """GPT-style transformer (Radford et al., 2019): tokens (B, L) to features (B, L, width) and logits.
 
-    ``causal=False`` lets every position see all others, for masked language models and classification. ``classes=None``
-    predicts tokens with the token embedding as its head (tied; Press and Wolf, 2017): logits (B, L, vocabulary). A number
-    gives a linear head of its own at each position, 0 none. The default is nanoGPT's character model for a CPU; its GPU
-    model is ``Transformer(65, 256, layers=6, heads=6, width=384, dropout=0.2)``.
+    ``causal=False`` lets every position see all others, for masked language models and classification.
+    ``classes=None`` predicts tokens with the token embedding as its head (tied; Press and Wolf, 2017): logits (B, L,
+    vocabulary). A number gives a linear head of its own at each position, 0 none. The default is nanoGPT's character
+    model for a CPU; its GPU model is ``Transformer(65, 256, layers=6, heads=6, width=384, dropout=0.2)``.
 
     Parameters by default: 804,096.
     """
@@ -103,6 +105,7 @@ class Transformer(nnx.Module):
         self.head = None if self.tied else linear_head(width, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, *, rngs=None):
+        """The features, and with a head the logits, in float32."""
         features = self.encoder(x, rngs=rngs)
         answer = {"features": features.astype(jnp.float32)}
         if self.tied or self.head is not None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from paradigms.batch import weighted_mean
 from paradigms.model import Model
-from paradigms.objective import Objective, concrete, copy, own
+from paradigms.objective import Objective, concrete, copy, fold, own
 
 Views = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -40,22 +40,21 @@ def byol(
     if not callable(momentum) and concrete(momentum) and not 0 <= momentum <= 1:
         raise ValueError(f"momentum={momentum}: must be in [0, 1]")
 
-    def project(params, state, x, key, train=True):
+    def project(params, state, x, key, train):
         outputs, encoder = model.apply(params["model"], state["model"], x, train=train, key=key)
-        if "features" not in outputs:
-            raise ValueError(f"model: byol needs an output \"features\" and got {sorted(outputs)}")
         z, head = projector.apply(params["projector"], state["projector"], outputs["features"], train=train, key=key)
         return z["logits"], {"model": encoder, "projector": head}
 
     def init(key, batch):
-        keys = jax.random.split(key, 3)
         params, state = {}, {}
-        params["model"], state["model"] = model.init(keys[0], batch["x"])
-        features = jax.eval_shape(lambda: model.apply(params["model"], state["model"], batch["x"])[0])["features"]
-        features = jnp.zeros(features.shape, features.dtype)
-        params["projector"], state["projector"] = projector.init(keys[1], features)
+        params["model"], state["model"] = model.init(fold(key, "model"), batch["x"])
+        outputs = jax.eval_shape(lambda: model.apply(params["model"], state["model"], batch["x"])[0])
+        if "features" not in outputs:
+            raise ValueError(f'model: byol needs an output "features" and got {sorted(outputs)}')
+        features = jnp.zeros(outputs["features"].shape, outputs["features"].dtype)
+        params["projector"], state["projector"] = projector.init(fold(key, "projector"), features)
         projection = jax.eval_shape(lambda: project(params, state, batch["x"], None, train=False)[0])
-        params["predictor"], state["predictor"] = predictor.init(keys[2], jnp.zeros(projection.shape, projection.dtype))
+        params["predictor"], state["predictor"] = predictor.init(fold(key, "predictor"), jnp.zeros(projection.shape, projection.dtype))
         online = {slot: params[slot] for slot in ("model", "projector")}
         statistics = {slot: state[slot] for slot in ("model", "projector")}
         return params, own(state, name, {"params": copy(online), "state": copy(statistics)})
@@ -66,11 +65,11 @@ def byol(
         online, slow, distance, spread = state, state[name]["state"], 0.0, 0.0
         for i, (here, there) in enumerate([(first, second), (second, first)]):
             key = ctx.fold(f"dropout{i}").key
-            z, moved = project(params, online, here, key)
+            z, moved = project(params, online, here, key, ctx.train)
             online = {**online, **moved}
             q, head = predictor.apply(params["predictor"], online["predictor"], z, train=ctx.train, key=key)
             online = {**online, "predictor": head}
-            goal, slow = project(target, slow, there, key)
+            goal, slow = project(target, slow, there, key, ctx.train)
             q, goal = _unit(q["logits"]), jax.lax.stop_gradient(_unit(goal))
             distance = distance + weighted_mean(jnp.sum((q - goal) ** 2, -1), batch)
             spread = spread + jnp.mean(jnp.std(_unit(z), 0)) / 2

@@ -36,14 +36,12 @@ def quadratics(tasks):
 
 
 def by_hand(theta, batch, rate, steps, fisher=None, anchor=None, weights=None):
-    """Loss and meta-gradient (M^K)'(A_Q theta_K - b_Q), mean over tasks; a penalty f(theta - anchor)^2/2 inside both."""
+    """Loss and meta-gradient (M^K)'(A_Q theta_K - b_Q), mean over tasks; a penalty f(theta - anchor)^2/2 in both."""
     tasks = len(batch["query"]["b"])
     weights = np.ones(tasks) if weights is None else weights
     loss, grad, first_order = 0.0, np.zeros(3), np.zeros(3)
     for t, share in enumerate(weights / weights.sum()):
-        (a_s, a_q), (b_s, b_q) = (
-            [batch[part][leaf][t, 0] for part in ("support", "query")] for leaf in ("a", "b")
-        )
+        (a_s, a_q), (b_s, b_q) = ([batch[part][leaf][t, 0] for part in ("support", "query")] for leaf in ("a", "b"))
         if fisher is not None:
             a_s, a_q = a_s + np.diag(fisher), a_q + np.diag(fisher)
             b_s, b_q = b_s + fisher * anchor, b_q + fisher * anchor
@@ -134,7 +132,7 @@ def test_the_meta_gradient_by_finite_differences(x64, inner):
     np.testing.assert_allclose(grad, (sides[: len(flat)] - sides[len(flat) :]) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("inner, steps", [(optax.sgd(0.3), 0), (optax.sgd(0.0), 3)], ids=["no steps", "rate 0"])
+@pytest.mark.parametrize(("inner", "steps"), [(optax.sgd(0.3), 0), (optax.sgd(0.0), 3)], ids=["no steps", "rate 0"])
 def test_no_steps_or_no_rate_is_the_child_on_the_query_set(inner, steps):
     batch = jax.tree.map(lambda leaf: leaf.astype(np.float32), episodes(1))
     objective = maml(REGRESSION, inner, steps)
@@ -232,7 +230,7 @@ def test_statistics_thread_through_a_task_and_are_averaged_over_tasks():
 def test_what_is_not_an_episode_raises():
     trainer = Trainer(maml(REGRESSION, optax.sgd(0.1)), optax.sgd(0.1))
     for batch in ({"x": np.ones((3, 2)), "y": np.ones((3, 1))}, {"support": episodes()["support"]}):
-        with pytest.raises(ValueError, match='maml needs {"support": ..., "query": ...}'):
+        with pytest.raises(ValueError, match=r'maml needs {"support": ..., "query": ...}'):
             trainer.init(0, batch)
     assert trainer._init._cache_size() == 0
     with pytest.raises(ValueError, match="steps=-1"):

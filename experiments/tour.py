@@ -1,0 +1,182 @@
+"""A tour of the paradigms on scikit-learn's handwritten digits: one network, seven ways to train it.
+
+Paper:     none; each method's is named where it is defined.
+Protocol:  1,797 images 8x8, a fixed stratified split into training, validation and test; an MLP 64-64-64 throughout. Test
+           accuracy, mean over seeds that train together in one program. Last weights; nothing is selected.
+Command:   python -m experiments tour
+Hardware:  2 CPU cores, under 2 minutes, most of it compilation.
+Published: none; the numbers show what each paradigm is for, on data that needs no download.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import paradigms as pd
+from paradigms import data, fit, logging, nn
+from paradigms.evaluation import evaluate
+from paradigms.metrics import classification
+
+PROTOCOL = "digits, stratified 72 / 8 / 20 %; MLP 64-64-64; test accuracy of the last weights, interval over seeds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seeds: int = 3
+    """Runs of each method, trained together."""
+    radius: float = 0.1
+    """Size of adversarial perturbations, in pixel units."""
+    epochs: int = 40
+
+
+def run(config: Config, folder: pathlib.Path) -> dict:
+    digits = data.load("digits")
+    stops = (supervised_and_adversarial, multitask, meta, continual, selfsup)
+    results = {}
+    for stop in stops:
+        found = stop(config, digits, folder)
+        results |= found
+        print("  ".join(f"{name} {np.mean(value):.3f}" for name, value in found.items()), flush=True)
+    return results
+
+
+def network(digits, heads=None, norm=nn.no_norm) -> pd.Model:
+    """The MLP of the whole tour; `heads` splits its logits into several named outputs."""
+
+    def factory(rngs):
+        classes = sum(heads.values()) if heads else digits.classes
+        return nn.MLP(64, (64, 64), classes, norm=norm, mean=digits.mean, std=digits.std, rngs=rngs)
+
+    model = pd.from_nnx(factory)
+    if heads is None:
+        return model
+    ends = np.cumsum(list(heads.values()))[:-1]
+
+    def apply(params, state, x, /, *, train=False, key=None):
+        outputs, state = model.apply(params, state, x, train=train, key=key)
+        return {**outputs, **dict(zip(heads, jnp.split(outputs["logits"], ends, -1), strict=True))}, state
+
+    return pd.Model(model.init, apply)
+
+
+def train(config, objective, source, steps, aggregate=None, **options):
+    """The trainer of all seeds and its state after `steps`."""
+    trainer = pd.vectorize(lambda: pd.Trainer(objective, optax.adam(2e-3), aggregate), seeds=config.seeds)
+    return trainer, fit(trainer, source, steps, **{"chunk": steps, "log": logging.several(), **options}).state
+
+
+def accuracy(trainer, state, split):
+    return evaluate(trainer, state, split, classification())["accuracy"]
+
+
+def supervised_and_adversarial(config, digits, folder):
+    """Plain training, and training on the attacks of projected gradient descent; both under attack."""
+    source = data.resident(digits.train, 64)
+    steps = config.epochs * source.steps_per_epoch
+    attack = pd.pgd(pd.linf(config.radius), steps=10)
+    plain = pd.supervised(network(digits))
+    x, y = data.pixels(jnp.asarray(digits.test["x"])), jnp.asarray(digits.test["y"])
+    results = {}
+    for name, objective in {"supervised": plain, "adversarial": pd.adversarial(plain, attack)}.items():
+        curves = {"chunk": 4 * source.steps_per_epoch, "validation": digits.validation, "folder": folder / name}
+        trainer, state = train(config, objective, source, steps, **curves)
+
+        def robust(state):
+            def harm(x):
+                logits, _ = plain.predict(state.params, state.state, {"x": x}, pd.context())
+                return optax.losses.softmax_cross_entropy_with_integer_labels(logits["logits"], y).sum()
+
+            outputs, _ = plain.predict(state.params, state.state, {"x": attack(harm, x, state.key)}, pd.context())
+            return jnp.mean(jnp.argmax(outputs["logits"], -1) == y)
+
+        results[f"{name}/accuracy"] = accuracy(trainer, state, digits.test)
+        results[f"{name}/under attack"] = np.asarray(jax.jit(lambda s, f=robust: jax.lax.map(f, s))(state))
+    return results
+
+
+def multitask(config, digits, folder):
+    """Which digit, and whether it is odd, from one network with two heads; conflicting gradients are projected."""
+    parts = ("train", "test")
+    split = {part: {**getattr(digits, part), "odd": getattr(digits, part)["y"] % 2} for part in parts}
+    model = network(digits, heads={"digit": 10, "parity": 2})
+    objective = pd.multitask(
+        {
+            "digit": pd.supervised(model, output="digit"),
+            "parity": pd.supervised(model, output="parity", target="odd"),
+        }
+    )
+    source = data.resident(split["train"], 64)
+    trainer, state = train(config, objective, source, config.epochs * source.steps_per_epoch, pd.pcgrad())
+    outputs = jax.device_get(trainer.predict(state, {"x": data.pixels(jnp.asarray(split["test"]["x"]))}))
+    return {
+        f"multitask/{task}": np.mean(np.argmax(outputs[task]["logits"], -1) == split["test"][target], -1)
+        for task, target in (("digit", "y"), ("parity", "odd"))
+    }
+
+
+def meta(config, digits, folder):
+    """Three of the digits 6 to 9 from five examples each, after meta-learning on episodes of the digits 0 to 5."""
+    seen, unseen = ({k: v[(digits.train["y"] < 6) == low] for k, v in digits.train.items()} for low in (True, False))
+    shape = {"ways": 3, "shots": 5, "queries": 10}
+    model = pd.from_nnx(lambda rngs: nn.MLP(64, (64, 64), 3, mean=digits.mean, std=digits.std, rngs=rngs))
+    objective = pd.maml(pd.supervised(model), optax.sgd(0.1), steps=3)
+    trainer, state = train(config, objective, data.episodes(seen, **shape, tasks=16), 400)
+    test = data.episodes(unseen, **shape, tasks=100).batch(jax.random.key(1), 0)
+    logits = np.asarray(trainer.predict(state, test)["logits"])
+    return {"meta/unseen digits, 3-way 5-shot": np.mean(np.argmax(logits, -1) == np.ravel(test["query"]["y"]), -1)}
+
+
+def continual(config, digits, folder):
+    """Two digits after two: fine-tuning and elastic weight consolidation forget the earlier ones, rehearsal does not."""
+    pairs = [np.flatnonzero(digits.train["y"] // 2 == task) for task in range(5)]
+    size = min(len(rows) for rows in pairs) // 16 * 16
+    tasks = [{k: v[rows[:size]] for k, v in digits.train.items()} for rows in pairs]
+    plain = pd.supervised(network(digits))
+    methods = {
+        "fine-tuning": plain,
+        "ewc": pd.ewc(plain, weight=100.0),
+        "rehearsal": pd.rehearsal(plain, pd.reservoir(200)),
+    }
+    results = {}
+    for name, objective in methods.items():
+        trainer = pd.vectorize(lambda objective=objective: pd.Trainer(objective, optax.sgd(0.1)), seeds=config.seeds)
+        state = None
+        for task in tasks:
+            source = data.resident(task, 16)
+            if state is None:
+                state = trainer.init(0, source.batch(jax.random.key(0), 0))
+            state, _ = trainer.scan(state, source, 10 * source.steps_per_epoch)
+            batches = data.batches(task, 16)
+            state = trainer.boundary(state, {k: batches[k] for k in ("x", "y")}, "end")
+        results[f"continual/{name}"] = accuracy(trainer, state, digits.test)
+    return results
+
+
+def selfsup(config, digits, folder):
+    """A linear classifier on features learnt without labels, and on those of the untrained network."""
+    from sklearn.linear_model import LogisticRegression
+
+    head = lambda rngs: nn.MLP(64, (128,), 64, norm=nn.batch_norm, rngs=rngs)
+    views = lambda key, x: data.augment(data.translate(1), data.rotate(15))(key, {"x": x})["x"]
+    objective = pd.byol(network(digits, norm=nn.batch_norm), views, pd.from_nnx(head), pd.from_nnx(head), momentum=0.99)
+    source = data.resident({"x": digits.train["x"]}, 128)
+    trainer, state = train(config, objective, source, 600)
+    start = trainer.init(0, source.batch(jax.random.key(0), 0))
+
+    def probe(state):
+        train, test = (
+            np.asarray(trainer.predict(state, {"x": data.pixels(jnp.asarray(split["x"]))})["features"])
+            for split in (digits.train, digits.test)
+        )
+        return np.asarray(
+            [
+                LogisticRegression(max_iter=1000).fit(a, digits.train["y"]).score(b, digits.test["y"])
+                for a, b in zip(train, test, strict=True)
+            ]
+        )
+
+    return {"selfsup/linear probe": probe(state), "selfsup/untrained probe": probe(start)}

@@ -1,0 +1,220 @@
+"""The Fisher information against dense ones in NumPy, the penalty in closed form, and when it must speak up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from paradigms import Trainer, context, ewc, exact_fisher, from_functions, from_nnx, supervised
+
+RNG = np.random.default_rng(0)
+KEY = jax.random.key(0)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def softmax(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def regression():
+    """Softmax regression, without labels in its Fisher."""
+
+    def init(key, x):
+        return {"w": jax.random.normal(key, (x.shape[-1], 3)), "b": jnp.linspace(-1, 1, 3)}
+
+    return supervised(from_functions(init, lambda p, x: x @ p["w"] + p["b"][None]))
+
+
+def batches(n=3, rows=4):
+    return {"x": RNG.normal(size=(n, rows, 2)), "y": RNG.integers(0, 3, (n, rows))}
+
+
+def first(stacked):
+    return jax.tree.map(lambda leaf: leaf[0], stacked)
+
+
+def regression_fisher(params, x):
+    """E_x x_d^2 p_c (1 - p_c), since sum_k p_k (1[k = c] - p_c)^2 = p_c (1 - p_c)."""
+    p = softmax(x @ np.asarray(params["model"]["w"]) + np.asarray(params["model"]["b"]))
+    spread = p * (1 - p)
+    return {"w": (x**2).T @ spread / len(x), "b": spread.mean(0)}
+
+
+def test_the_fisher_of_softmax_regression(x64):
+    data, child = batches(), regression()
+    params, state = child.init(KEY, first(data))
+    fisher = jax.jit(lambda p: exact_fisher(child, p, state, data, context()))(params)["model"]
+    expected = regression_fisher(params, data["x"].reshape(-1, 2))
+    for name, value in expected.items():
+        np.testing.assert_allclose(fisher[name], value, rtol=1e-12)
+
+
+def test_the_fisher_of_a_network_by_loops(x64):
+    """diag of J'(diag p - p p')J, one example and one class at a time, J by backward passes in NumPy."""
+
+    def init(key, x):
+        a, b = jax.random.split(key)
+        return {"a": jax.random.normal(a, (2, 4)), "b": jax.random.normal(b, (4, 3))}
+
+    data = batches(2, 3)
+    child = supervised(from_functions(init, lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]))
+    params, state = child.init(KEY, first(data))
+    fisher = jax.jit(lambda p: exact_fisher(child, p, state, data, context()))(params)["model"]
+    a, b = np.asarray(params["model"]["a"]), np.asarray(params["model"]["b"])
+    expected = {"a": np.zeros((2, 4)), "b": np.zeros((4, 3))}
+    for x in data["x"].reshape(-1, 2):
+        h = np.tanh(x @ a)
+        p = softmax(h @ b)
+        jacobian = {"a": [], "b": []}
+        for c in range(3):
+            jacobian["a"].append(np.outer(x, b[:, c] * (1 - h**2)))
+            jacobian["b"].append(np.outer(h, np.eye(3)[c]))
+        for name, rows in jacobian.items():
+            j = np.stack([row.reshape(-1) for row in rows])
+            dense = j.T @ (np.diag(p) - np.outer(p, p)) @ j
+            expected[name] += np.diag(dense).reshape(expected[name].shape) / 6
+    for name, value in expected.items():
+        np.testing.assert_allclose(fisher[name], value, rtol=1e-11)
+
+
+def test_with_batch_normalisation_the_fisher_is_that_of_evaluation_mode():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(2, use_bias=False, use_scale=False, epsilon=0.0, rngs=rngs)
+            self.head = nnx.Linear(2, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.norm(x))
+
+    data = jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == float else leaf, batches())
+    child = supervised(from_nnx(lambda rngs: Net(rngs)))
+    params, state = child.init(KEY, first(data))
+    mean, var = np.array([0.5, -1.0], np.float32), np.array([4.0, 0.25], np.float32)
+    state["model"]["norm"] = {"mean": jnp.asarray(mean), "var": jnp.asarray(var)}
+    fisher = jax.jit(lambda p: exact_fisher(child, p, state, data, context()))(params)["model"]["head"]
+    x = (data["x"].reshape(-1, 2) - mean) / np.sqrt(var)
+    head = params["model"]["head"]
+    expected = regression_fisher({"model": {"w": head["kernel"], "b": head["bias"]}}, x)
+    np.testing.assert_allclose(fisher["kernel"], expected["w"], rtol=1e-4)
+    np.testing.assert_allclose(fisher["bias"], expected["b"], rtol=1e-4)
+    assert np.asarray(fisher["kernel"]).min() > 0
+
+
+def test_padding_does_not_count_in_the_fisher(x64):
+    data, child = batches(), regression()
+    data["weight"] = RNG.integers(0, 2, (3, 4)).astype(float)
+    data["weight"][0], data["weight"][1] = 1, [1, 0, 0, 0]
+    params, state = child.init(KEY, first(data))
+    fisher = jax.jit(lambda p: exact_fisher(child, p, state, data, context()))(params)["model"]
+    expected = regression_fisher(params, data["x"][data["weight"] > 0])
+    for name, value in expected.items():
+        np.testing.assert_allclose(fisher[name], value, rtol=1e-12)
+
+
+def evaluate(objective, params, state, batch):
+    def summed(params, state, batch):
+        values, rest = objective.losses(params, state, batch, context(KEY, train=True))
+        return sum(values.values()), (values, rest)
+
+    (_, (values, _)), grads = jax.jit(jax.value_and_grad(summed, has_aux=True))(params, state, batch)
+    return values, grads["model"]
+
+
+def test_before_the_first_boundary_and_at_weight_0_the_loss_is_the_child_s(x64):
+    data, child = batches(), regression()
+    batch = first(data)
+    objective = ewc(child, 7.0)
+    params, state = objective.init(KEY, batch)
+    moved = jax.tree.map(lambda p: p + 1.5, params)
+    values, grads = evaluate(objective, moved, state, batch)
+    expected, expected_grads = evaluate(child, moved, {"model": {}}, batch)
+    assert values["ewc"] == 0
+    np.testing.assert_array_equal(values["supervised"], expected["supervised"])
+    jax.tree.map(np.testing.assert_array_equal, grads, expected_grads)
+    trainer = Trainer(ewc(child, 0.0), optax.sgd(0.1))
+    after = trainer.boundary(trainer.init(0, batch), data)
+    values, grads = evaluate(ewc(child, 0.0), moved, after.state, batch)
+    assert values["ewc"] == 0
+    np.testing.assert_array_equal(values["supervised"], expected["supervised"])
+    jax.tree.map(np.testing.assert_array_equal, grads, expected_grads)
+
+
+def test_two_tasks_add_up_around_the_last_anchor(x64):
+    """weight/2 sum (F1 + F2)(theta - theta*)^2 and its gradient weight (F1 + F2)(theta - theta*)."""
+    tasks, child, weight = [batches(), batches()], regression(), 5.0
+    objective = ewc(child, weight)
+    trainer = Trainer(objective, optax.sgd(0.5))
+    state = trainer.init(0, first(tasks[0]))
+    state = trainer.boundary(state, None, "start")  # a start needs no data
+    fishers, anchor = [], None
+    for data in tasks:
+        state, _ = trainer.step(state, first(data))
+        anchor = jax.tree.map(np.array, state.params)
+        fishers.append(regression_fisher(anchor, data["x"].reshape(-1, 2)))
+        state = trainer.boundary(state, data)
+    assert state.task == 2
+    params = jax.tree.map(lambda p: p + jnp.asarray(RNG.normal(size=p.shape)), state.params)
+    values, grads = evaluate(objective, params, state.state, first(tasks[1]))
+    plain, plain_grads = evaluate(child, params, {"model": {}}, first(tasks[1]))
+    total = 0.0
+    for name in ("w", "b"):
+        fisher = fishers[0][name] + fishers[1][name]
+        np.testing.assert_allclose(state.state["ewc"]["fisher"]["model"][name], fisher, rtol=1e-11)
+        np.testing.assert_array_equal(state.state["ewc"]["anchor"]["model"][name], anchor["model"][name])
+        away = np.asarray(params["model"][name]) - anchor["model"][name]
+        total += weight / 2 * (fisher * away**2).sum()
+        np.testing.assert_allclose(grads[name], np.asarray(plain_grads[name]) + weight * fisher * away, rtol=1e-10)
+    np.testing.assert_allclose(values["ewc"], total, rtol=1e-11)
+    np.testing.assert_array_equal(values["supervised"], plain["supervised"])
+    fresh = evaluate(objective, state.params, state.state, first(tasks[1]))[0]
+    assert fresh["ewc"] == 0, "at the anchor there is no penalty"
+
+
+def test_an_importance_of_zero_raises_at_the_boundary():
+    data = batches()
+    constant = supervised(
+        from_functions(lambda key, x: {"w": jnp.ones((2, 3))}, lambda p, x: jax.lax.stop_gradient(x @ p["w"]))
+    )
+    for objective, name in ((ewc(constant, 1.0), "ewc"), (ewc(constant, 1.0, name="hold"), "hold")):
+        trainer = Trainer(objective, optax.sgd(0.1))
+        state = trainer.init(0, first(data))
+        with pytest.raises(ValueError, match=f"{name}: the importance is zero everywhere"):
+            trainer.boundary(state, data)
+
+
+def test_names_missing_data_and_settings():
+    data, child = batches(), regression()
+    trainer = Trainer(ewc(ewc(child, 1.0), 1.0), optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r'slot "ewc" is already taken.*name="ewc2"'):
+        trainer.init(0, first(data))
+    assert trainer._init._cache_size() == 0
+    trainer = Trainer(ewc(ewc(child, 1.0), 2.0, name="ewc2"), optax.sgd(0.1))
+    state = trainer.init(0, first(data))
+    with pytest.raises(ValueError, match="batches=None: ewc estimates an importance"):
+        trainer.boundary(state, None)
+    state = trainer.boundary(state, data)
+    jax.tree.map(np.testing.assert_array_equal, state.state["ewc"], state.state["ewc2"])
+    state, metrics = trainer.step(state, first(data))
+    state, metrics = trainer.step(state, first(data))
+    assert metrics["ewc2"] > 0
+    np.testing.assert_allclose(metrics["ewc2"], 2 * metrics["ewc"], rtol=1e-6)
+    with pytest.raises(ValueError, match="weight=-1"):
+        ewc(child, -1.0)
+
+
+def test_another_importance_is_an_argument():
+    data, child = batches(), regression()
+    ones = lambda child, params, state, batches, ctx: jax.tree.map(jnp.ones_like, params)
+    trainer = Trainer(ewc(child, 4.0, ones), optax.sgd(0.1))
+    state = trainer.boundary(trainer.init(0, first(data)), data)
+    params = jax.tree.map(lambda p: p + 0.5, state.params)
+    values, _ = evaluate(ewc(child, 4.0, ones), params, state.state, first(data))
+    np.testing.assert_allclose(values["ewc"], 4 / 2 * 9 * 0.25, rtol=1e-6)
