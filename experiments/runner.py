@@ -220,9 +220,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def execute(
-    module: Any, name: str, config: Any, options: Options, root: pathlib.Path = HERE
-) -> tuple[pathlib.Path, dict]:
+def execute(module: Any, name: str, config: Any, options: Options, root: pathlib.Path = HERE) -> tuple[pathlib.Path, dict]:
     """Runs one experiment and writes ``config.json``, ``result.json`` and ``report.html``; their folder and the result.
 
     ``seconds`` in the result are those of this process; a resumed run counts from where it went on.

@@ -42,8 +42,7 @@ def inputs(batch: Batch) -> Tree:
 def with_inputs(batch: Batch, x: Tree) -> Batch:
     """`batch` with the leaves that `inputs` found replaced by `x`."""
     return {
-        name: (x[name] if name == "x" else with_inputs(leaf, x[name])) if name in x else leaf
-        for name, leaf in batch.items()
+        name: (x[name] if name == "x" else with_inputs(leaf, x[name])) if name in x else leaf for name, leaf in batch.items()
     }
 
 

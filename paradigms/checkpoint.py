@@ -23,7 +23,7 @@ class Checkpoints:
             raise ValueError(f"keep={keep}: must be 1 or more")
         training = v1.training
         self._manager = training.Checkpointer(
-            pathlib.Path(folder).resolve(),
+            str(pathlib.Path(folder).resolve()),
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=training.preservation_policies.LatestN(keep),
         )

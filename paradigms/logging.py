@@ -102,8 +102,7 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
       FileNotFoundError: no such file. ValueError: a line other than the last is not JSON.
     """
     return [
-        {name: value if name == "step" else _number(value) for name, value in row.items()}
-        for row in _lines(pathlib.Path(path))
+        {name: value if name == "step" else _number(value) for name, value in row.items()} for row in _lines(pathlib.Path(path))
     ]
 
 

@@ -15,7 +15,9 @@ class Apply(Protocol):
 
     def __call__(
         self, params: Tree, state: Tree, x: Any, /, *, train: bool = False, key: "jax.Array | None" = None
-    ) -> tuple[dict, Tree]: ...
+    ) -> tuple[dict, Tree]:
+        """Outputs and the new state."""
+        ...
 
 
 class Model(NamedTuple):

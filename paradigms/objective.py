@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 Tree = Any
 Batch = dict[str, Any]
-Losses = dict[str, jax.Array]
+Losses = dict[str, Any]
 
 
 @jax.tree_util.register_dataclass
@@ -200,7 +201,7 @@ def check(objective: Objective, batch: Batch) -> None:
 
 def concrete(x: Any) -> bool:
     """Whether `x` has values that a check may look at: False inside jit, vmap, grad."""
-    return not isinstance(x, jax.core.Tracer) and not isinstance(x, jax.ShapeDtypeStruct)
+    return not isinstance(x, Tracer) and not isinstance(x, jax.ShapeDtypeStruct)
 
 
 def copy(tree: Tree) -> Tree:

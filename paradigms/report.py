@@ -148,9 +148,7 @@ def html(
         parts += [f"<h2>{markup.escape(name)}</h2>", _picture(confusion(matrix.reshape(-1, *matrix.shape[-2:]).sum(0)))]
     if figures:
         parts += ["<h2>Figures</h2>", *(_picture(figure, caption) for caption, figure in figures.items())]
-    settings = [
-        (markup.escape(str(key)), f"<code>{markup.escape(_setting(value))}</code>") for key, value in config.items()
-    ]
+    settings = [(markup.escape(str(key)), f"<code>{markup.escape(_setting(value))}</code>") for key, value in config.items()]
     parts += ["<h2>Configuration</h2>", _table(("setting", "value"), settings)]
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -220,7 +220,8 @@ def pure(objective: Objective, optimizer, aggregate=None, microbatches: int = 1,
         updates, opt_state = optimizer.update(
             direction, whole.opt_state, trained, value=loss, grad=direction, value_fn=value_fn
         )
-        params = {**optax.apply_updates(trained, updates), **taps}
+        params: Tree = optax.apply_updates(trained, updates)
+        params = {**params, **taps}
         params, state = objective.after(params, state, Update(whole.params, summed, updates), ctx)
         new = TrainState(whole.step + 1, whole.task, whole.key, params, state, opt_state, aggregate_state)
         return replicate(new), {**aux, **values, "loss": loss}

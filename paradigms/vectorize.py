@@ -29,9 +29,7 @@ def grid(**values: Sequence[float]) -> dict[str, np.ndarray]:
     return {name: rows[:, i] for i, name in enumerate(values)}
 
 
-def vectorize(
-    make: Callable[..., Trainer], seeds: int = 1, over: Over | None = None, **settings: Sequence[float]
-) -> Trainer:
+def vectorize(make: Callable[..., Trainer], seeds: int = 1, over: Over | None = None, **settings: Sequence[float]) -> Trainer:
     """One trainer for many runs: one compilation, one input pipeline, every array with an axis of runs in front.
 
     ``make`` runs inside the program with traced scalars, so it builds the objective and the optimizer from them as from

@@ -66,12 +66,8 @@ TRANSFORMS = {
     "adversarial": Transform(
         lambda o: pd.adversarial(o, pd.pgd(pd.linf(0.1), 2)), lambda o: pd.adversarial(o, pd.pgd(pd.linf(0.0), 2))
     ),
-    "maml": Transform(
-        lambda o: pd.maml(o, optax.sgd(0.1), 1), lambda o: pd.maml(o, optax.sgd(0.1), 0), episodes=True
-    ),
-    "rehearsal": Transform(
-        lambda o: pd.rehearsal(o, pd.reservoir(16)), lambda o: pd.rehearsal(o, pd.reservoir(16), size=0)
-    ),
+    "maml": Transform(lambda o: pd.maml(o, optax.sgd(0.1), 1), lambda o: pd.maml(o, optax.sgd(0.1), 0), episodes=True),
+    "rehearsal": Transform(lambda o: pd.rehearsal(o, pd.reservoir(16)), lambda o: pd.rehearsal(o, pd.reservoir(16), size=0)),
     "ewc": Transform(lambda o: pd.ewc(o, 10.0), lambda o: pd.ewc(o, 0.0)),
     "multitask": Transform(lambda o: pd.multitask({"a": o, "b": o}), lambda o: pd.multitask({"a": o})),
     "penalised": Transform(lambda o: pd.penalised(o, l1=1e-3, l2=1e-2), lambda o: pd.penalised(o)),

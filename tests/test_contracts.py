@@ -115,7 +115,7 @@ class TestAlone:
         assert shapes(new.params) == shapes(half.params)
 
     def test_checkpoint_is_exact(self, path, tmp_path):
-        trainer, batch, _, _, scanned, _, done, _ = trained(path)
+        *_, scanned, _, done, _ = trained(path)
         with Checkpoints(tmp_path) as saves:
             saves.save(3, done)
         with Checkpoints(tmp_path) as saves:

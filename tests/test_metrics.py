@@ -287,7 +287,4 @@ def test_interval_covers_the_mean_in_95_percent_of_samples():
 def test_bfloat16_logits():
     logits = jnp.asarray([[1.0, 2.0], [3.0, 0.5]], jnp.bfloat16)
     assert metrics.accuracy(np.asarray(logits), np.array([1, 0])) == 1.0
-    assert (
-        metrics.cross_entropy(np.asarray(logits), np.asarray(jax.nn.one_hot(jnp.array([1, 0]), 2, dtype=jnp.bfloat16)))
-        > 0
-    )
+    assert metrics.cross_entropy(np.asarray(logits), np.asarray(jax.nn.one_hot(jnp.array([1, 0]), 2, dtype=jnp.bfloat16))) > 0

@@ -84,9 +84,7 @@ def test_the_page_is_self_contained_and_escaped(tmp_path):
         "seconds": {"compile": 1.0, "run": 2.0},
     }
     figure = report.confusion(np.eye(25), None)
-    path = report.html(
-        tmp_path / "r" / "p.html", "<T>", {"a<b": [1, 2]}, {"one": rows(), "none": []}, result, {"F&G": figure}
-    )
+    path = report.html(tmp_path / "r" / "p.html", "<T>", {"a<b": [1, 2]}, {"one": rows(), "none": []}, result, {"F&G": figure})
     page = path.read_text()
     assert page.count("<img") == 3  # curves, matrix, figure
     for text in (

@@ -238,8 +238,6 @@ def test_the_cache_respects_the_environment(monkeypatch):
 
 def test_listing_from_a_shell_imports_no_jax():
     code = "import sys, experiments.__main__ as m; m.main([]); sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=runner.HERE.parent, env=os.environ
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=runner.HERE.parent, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("experiment")

@@ -223,9 +223,7 @@ def test_twenty_losses_with_their_own_forwards_cost_twenty_gradients():
     model = linear(16)
     tasks = {f"t{i}": pd.supervised(model) for i in range(20)}
     rng = np.random.default_rng(0)
-    batch = {
-        name: {"x": rng.random((64, 64), np.float32), "y": rng.integers(0, 16, 64).astype(np.int32)} for name in tasks
-    }
+    batch = {name: {"x": rng.random((64, 64), np.float32), "y": rng.integers(0, 16, 64).astype(np.int32)} for name in tasks}
 
     def flops(aggregate):
         trainer = pd.Trainer(pd.multitask(tasks), optax.sgd(0.1), aggregate)

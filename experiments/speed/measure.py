@@ -2,15 +2,16 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Call = Callable[[], object]
+Call = Callable[[], Any]
 
 
-def paired(calls: dict[str, Call], repeats: int = 15) -> dict[str, list[float]]:
+def paired(calls: Mapping[str, Call], repeats: int = 15) -> dict[str, list[float]]:
     """Seconds of each call, taken in turn so that a drift of the machine's speed meets all of them alike. Calls block."""
     for call in calls.values():
         call()

@@ -55,8 +55,7 @@ def warm(name, seeds, repeats):
     make, source, batch = setting(name)
     steps = STEPS[name] // 4
     runs = {
-        f"vectorize, {over.__name__}": pd.vectorize(make, seeds=seeds, over=over)
-        for over in (pd.one_by_one, pd.side_by_side)
+        f"vectorize, {over.__name__}": pd.vectorize(make, seeds=seeds, over=over) for over in (pd.one_by_one, pd.side_by_side)
     }
     single = make()
     box = {row: trainer.init(0, batch) for row, trainer in runs.items()}
@@ -84,13 +83,21 @@ def main():
         steps, seconds = warm(name, options.seeds, options.repeats)
         apart = f"{options.seeds} runs, one after the other"
         rows = [
-            (row, statistics.median(times), statistics.median(times) / steps / options.seeds * 1e3, measure.ratio(seconds, apart, row))
+            (
+                row,
+                statistics.median(times),
+                statistics.median(times) / steps / options.seeds * 1e3,
+                measure.ratio(seconds, apart, row),
+            )
             for row, times in seconds.items()
         ]
         measure.table(f"{name}, warm, {steps} steps", ("", "s", "ms a step and seed", "times faster than apart"), rows)
         together, alone = fresh(name, options.seeds), [fresh(name, 1) for _ in range(3)]
         total = statistics.median(alone) * options.seeds
-        rows = [(f"vectorize, {options.seeds} seeds", together, 1.0), (f"{options.seeds} fresh runs (3 measured)", total, total / together)]
+        rows = [
+            (f"vectorize, {options.seeds} seeds", together, 1.0),
+            (f"{options.seeds} fresh runs (3 measured)", total, total / together),
+        ]
         measure.table(f"{name}, cold, {STEPS[name]} steps", ("", "s", "time / vectorize"), rows)
 
 

@@ -51,7 +51,9 @@ def mlp_case(sizes, batch):
             layers += [torch.nn.Linear(a, b)] + ([torch.nn.ReLU()] if i < len(sizes) - 2 else [])
         return torch.nn.Sequential(*layers)
 
-    return dict(shape=(sizes[0],), batch=batch, model=model, init=init, apply=apply, torch=torch_net, flops=dense_flops(sizes, batch))
+    return dict(
+        shape=(sizes[0],), batch=batch, model=model, init=init, apply=apply, torch=torch_net, flops=dense_flops(sizes, batch)
+    )
 
 
 def cnn_case(batch):
@@ -73,7 +75,9 @@ def cnn_case(batch):
     def init(key):
         shapes = [(3, 3, 1, 32), (3, 3, 32, 64), (3136, 128), (128, 10)]
         keys = jax.random.split(key, 4)
-        return [(jax.random.normal(k, s) * np.prod(s[:-1]) ** -0.5, jnp.zeros(s[-1])) for k, s in zip(keys, shapes, strict=True)]
+        return [
+            (jax.random.normal(k, s) * np.prod(s[:-1]) ** -0.5, jnp.zeros(s[-1])) for k, s in zip(keys, shapes, strict=True)
+        ]
 
     def apply(params, x):
         for w, b in params[:2]:
@@ -95,7 +99,13 @@ def cnn_case(batch):
     conv = [2 * batch * 28 * 28 * 9 * 32, 2 * batch * 14 * 14 * 9 * 32 * 64]
     flops = 3 * sum(conv) - conv[0] + dense_flops((3136, 128, 10), batch) + 2 * batch * 3136 * 128
     return dict(
-        shape=(28, 28, 1), batch=batch, model=pd.from_nnx(lambda rngs: Net(rngs)), init=init, apply=apply, torch=torch_net, flops=flops
+        shape=(28, 28, 1),
+        batch=batch,
+        model=pd.from_nnx(lambda rngs: Net(rngs)),
+        init=init,
+        apply=apply,
+        torch=torch_net,
+        flops=flops,
     )
 
 
@@ -206,7 +216,10 @@ def main():
             "JAX by hand, one call a step": by_hand(case, split, loop=True),
         }
         try:
-            calls |= {"PyTorch, eager": peer(case, split, compiled=False), "PyTorch, compiled": peer(case, split, compiled=True)}
+            calls |= {
+                "PyTorch, eager": peer(case, split, compiled=False),
+                "PyTorch, compiled": peer(case, split, compiled=True),
+            }
         except ImportError:
             print("PyTorch is not installed: its rows are left out (pip install torch)")
         seconds = measure.paired(calls, options.repeats)

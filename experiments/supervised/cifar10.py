@@ -11,7 +11,7 @@ Published: ResNet-18 0.960 in 200 epochs; airbench 0.9401 in 2.6 s of an A100 (i
 
 import dataclasses
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
@@ -63,7 +63,7 @@ def run(config: Config, folder: pathlib.Path) -> dict:
 
 
 def make(config: Config, cifar: data.Data, steps: int) -> pd.Trainer:
-    inputs = {"mean": cifar.mean, "std": cifar.std, "dtype": jnp.bfloat16}
+    inputs: dict[str, Any] = {"mean": cifar.mean, "std": cifar.std, "dtype": jnp.bfloat16}
     if config.recipe == "standard":
         model = pd.from_nnx(lambda rngs: nn.ResNet(18, **inputs, rngs=rngs))
         rate = optax.schedules.cosine_decay_schedule(0.1 * config.batch_size / 128, steps)

@@ -66,7 +66,9 @@ def run(config: Config, folder: pathlib.Path) -> dict:
 
 def make(config: Config, digits: data.Data, steps: int) -> pd.Trainer:
     model = pd.from_nnx(
-        lambda rngs: nn.MLP(64, config.hidden, digits.classes, dropout=config.dropout, mean=digits.mean, std=digits.std, rngs=rngs)
+        lambda rngs: nn.MLP(
+            64, config.hidden, digits.classes, dropout=config.dropout, mean=digits.mean, std=digits.std, rngs=rngs
+        )
     )
     schedule = optax.schedules.cosine_onecycle_schedule(steps, config.learning_rate)
     optimizer = optax.adamw(schedule, weight_decay=config.weight_decay)

@@ -10,7 +10,7 @@ Published: two convolutions with < 100,000 parameters 0.925; MLP 256-128-64 0.90
 
 import dataclasses
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
 import optax
 
@@ -76,7 +76,7 @@ def stream(config: Config, fashion: data.Data, network: str) -> tuple[data.Sourc
 
 
 def make(config: Config, fashion: data.Data, network: str, steps: int) -> pd.Trainer:
-    inputs = {"mean": fashion.mean, "std": fashion.std}
+    inputs: dict[str, Any] = {"mean": fashion.mean, "std": fashion.std}
     networks = {
         "mlp": lambda rngs: nn.MLP(784, (256, 256), dropout=0.1, **inputs, rngs=rngs),
         "cnn": lambda rngs: nn.SmallCNN(dropout=0.3, **inputs, rngs=rngs),

@@ -75,7 +75,10 @@ def ewc(child: Objective, weight: float, importance: Importance = exact_fisher, 
         values, rest = inner.losses(params, state, batch, ctx)
         mine = state[name]
         terms = jax.tree.map(
-            lambda f, old, w: jnp.sum(f * (w - old) ** 2), mine["fisher"], mine["anchor"], {k: params[k] for k in mine["anchor"]}
+            lambda f, old, w: jnp.sum(f * (w - old) ** 2),
+            mine["fisher"],
+            mine["anchor"],
+            {k: params[k] for k in mine["anchor"]},
         )
         return own(values, name, weight / 2 * sum(jax.tree.leaves(terms))), rest
 

@@ -31,7 +31,6 @@ def bind(fn: Callable, *settings) -> Bound:
         hash(settings)
     except TypeError:
         raise TypeError(
-            f"settings {settings} of {fn.__name__} must be hashable: pass tuples and Python numbers, not "
-            "lists or arrays"
+            f"settings {settings} of {fn.__name__} must be hashable: pass tuples and Python numbers, not lists or arrays"
         ) from None
     return Bound(fn, settings)

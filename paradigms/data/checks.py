@@ -82,6 +82,4 @@ def _check_finite(name: str, leaf) -> None:
             bad += int(wrong.sum())
             first = start + int(np.flatnonzero(wrong.any(axis=1))[0]) if first is None else first
     if bad:
-        raise ValueError(
-            f"{name} has {bad} NaN or infinite values, the first in row {first}: drop those rows or fill them in"
-        )
+        raise ValueError(f"{name} has {bad} NaN or infinite values, the first in row {first}: drop those rows or fill them in")

@@ -104,9 +104,7 @@ def _cached(name, size, data_dir, root):
     if folder:
         places = [cache.entry(root, key)]
     else:  # a cache outlives its source: the newest version will do
-        places = sorted(root.glob(key), key=lambda path: [int(part) for part in path.name.split("--")[2].split(".")])[
-            -1:
-        ]
+        places = sorted(root.glob(key), key=lambda path: [int(part) for part in path.name.split("--")[2].split(".")])[-1:]
     print_of_source = prepared.fingerprint(folder) if folder else None
     for place in places:
         try:

@@ -153,8 +153,7 @@ def _plan(tfds, info, folder, size) -> dict:
         kind, inputs = "image", [name for name in first if name in images] or images[:1]
         if None in features[inputs[0]].shape and size is None:
             raise ValueError(
-                f"the images of {folder} differ in size: pass size=, the side in pixels that each is resized and "
-                "cropped to"
+                f"the images of {folder} differ in size: pass size=, the side in pixels that each is resized and cropped to"
             )
     elif texts and (not numbers or "text" in texts or (first and first[0] in texts)):
         inputs = [name for name in first if name in texts] or [name for name in texts if name == "text"] or texts[:1]
@@ -200,9 +199,7 @@ def _columns(records, plan, size) -> dict:
             images = [np.asarray(_get(row, plan["inputs"][0])) for row in rows]
             lists["input"].append(np.stack([_fit(image, size) for image in images] if size else images))
         else:
-            columns = [
-                np.stack([np.asarray(_get(row, name), np.float32).ravel() for row in rows]) for name in plan["inputs"]
-            ]
+            columns = [np.stack([np.asarray(_get(row, name), np.float32).ravel() for row in rows]) for name in plan["inputs"]]
             lists["input"].append(np.concatenate(columns, axis=1))
         for name in plan["extra"]:
             lists[name].append(np.stack([np.asarray(_get(row, name)) for row in rows]))

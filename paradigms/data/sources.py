@@ -111,9 +111,7 @@ def windows(tokens, batch_size: int, length: int) -> Source:
     """
     if not hasattr(tokens, "ndim") or tokens.ndim != 1 or np.dtype(tokens.dtype).kind not in "iu":
         shape, dtype = getattr(tokens, "shape", None), getattr(tokens, "dtype", type(tokens).__name__)
-        raise ValueError(
-            f'tokens must be a (T,) integer array, got shape {shape} of {dtype}; load gives it as "tokens"'
-        )
+        raise ValueError(f'tokens must be a (T,) integer array, got shape {shape} of {dtype}; load gives it as "tokens"')
     if length < 1 or len(tokens) < length + 1:
         raise ValueError(f"length is {length}, must be in [1, {len(tokens) - 1}]: there are {len(tokens)} tokens")
     if tokens.min() < 0:

@@ -148,9 +148,7 @@ class TradesCNN(nnx.Module):
         positions = (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2)
         layers = {"normalize": Normalize(mean, std, dtype)}
         for index, features in enumerate((32, 32, 64, 64), 1):
-            layers[f"conv{index}"] = convolution(
-                depth, features, padding="VALID", use_bias=True, dtype=dtype, rngs=rngs
-            )
+            layers[f"conv{index}"] = convolution(depth, features, padding="VALID", use_bias=True, dtype=dtype, rngs=rngs)
             layers[f"relu{index}"] = nnx.relu
             if index % 2 == 0:
                 layers[f"pool{index // 2}"] = max_pool
@@ -228,9 +226,7 @@ class Conv4(nnx.Module):
         height, width, depth = image
         layers = {"normalize": Normalize(mean, std, dtype)}
         for index in range(1, 5):
-            layers[f"conv{index}"] = convolution(
-                depth, channels, 3, 1 if pool else 2, use_bias=True, dtype=dtype, rngs=rngs
-            )
+            layers[f"conv{index}"] = convolution(depth, channels, 3, 1 if pool else 2, use_bias=True, dtype=dtype, rngs=rngs)
             layers[f"norm{index}"] = norm(channels, dtype=dtype, rngs=rngs)
             layers[f"relu{index}"] = nnx.relu
             if pool:

@@ -142,9 +142,7 @@ def _plain(a, b, *, mode, size, window, stride, padding, dilation, precision):
         crop = [(min(low, 0), min(high, 0), 0) for low, high in pads]
         a = lax.pad(a, jnp.zeros((), a.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
         pads = [(max(low, 0), max(high, 0)) for low, high in pads]
-    return lax.conv_general_dilated(
-        a, b, stride, pads, rhs_dilation=dilation, dimension_numbers=_NHWC, precision=precision
-    )
+    return lax.conv_general_dilated(a, b, stride, pads, rhs_dilation=dilation, dimension_numbers=_NHWC, precision=precision)
 
 
 def _patches(x, *, size, window, stride, padding, dilation):

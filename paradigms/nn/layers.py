@@ -9,7 +9,6 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -29,9 +28,7 @@ class Normalize(nnx.Module):
         self.mean, self.std = (tuple(float(value) for value in np.atleast_1d(given)) for given in (mean, std))
         self.dtype = dtype
         if min(self.std) <= 0:
-            raise ValueError(
-                f"std={std} has an entry that is not positive; pass the standard deviation of each channel"
-            )
+            raise ValueError(f"std={std} has an entry that is not positive; pass the standard deviation of each channel")
 
     def __call__(self, x):
         """Normalise images (..., channels), or vectors with one mean and deviation."""
@@ -74,15 +71,11 @@ def outputs(encoder, head, x, rngs=None):
 def linear_head(features, classes, *, dtype=None, rngs, **options):
     """The last layer, or None where ``classes`` is 0: the network then gives its features alone."""
     if classes < 0:
-        raise ValueError(
-            f"classes={classes} is negative; pass the number of classes, or 0 for a network without a head"
-        )
+        raise ValueError(f"classes={classes} is negative; pass the number of classes, or 0 for a network without a head")
     return nnx.Linear(features, classes, dtype=dtype, rngs=rngs, **options) if classes else None
 
 
-def convolution(
-    in_features, features, size=3, strides=1, padding="SAME", *, use_bias=False, dtype=None, rngs, **options
-):
+def convolution(in_features, features, size=3, strides=1, padding="SAME", *, use_bias=False, dtype=None, rngs, **options):
     """A square ``nnx.Conv`` through :func:`conv2d`, He initialised (He et al., 2015)."""
     options = {"kernel_init": he_normal, **options}
     return nnx.Conv(
@@ -164,9 +157,7 @@ def max_pool(x, window=2):
     batch, height, width, channels = x.shape
     rows, columns = height // window, width // window
     if min(rows, columns) < 1:
-        raise ValueError(
-            f"max_pool: x of shape {x.shape} is smaller than window={window}; use larger images or fewer pools"
-        )
+        raise ValueError(f"max_pool: x of shape {x.shape} is smaller than window={window}; use larger images or fewer pools")
     x = x[:, : rows * window, : columns * window]
     return x.reshape(batch, rows, window, columns, window, channels).max((2, 4))
 

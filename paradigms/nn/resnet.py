@@ -87,9 +87,7 @@ class ResNet(nnx.Module):
         if depth not in _BLOCKS:
             raise ValueError(f"depth={depth} is not one of {tuple(_BLOCKS)}")
         if stem not in ("cifar", "imagenet"):
-            raise ValueError(
-                f"stem={stem!r} is neither 'cifar' (3x3, stride 1) nor 'imagenet' (7x7, stride 2, max-pooling)"
-            )
+            raise ValueError(f"stem={stem!r} is neither 'cifar' (3x3, stride 1) nor 'imagenet' (7x7, stride 2, max-pooling)")
         make = {"dtype": dtype, "rngs": rngs}
         small = stem == "cifar"
         layers = {
@@ -110,9 +108,7 @@ class ResNet(nnx.Module):
                 stride = 2 if stage and not block else 1
                 shortcut = None
                 if stride != 1 or inside != outside:
-                    shortcut = Chain(
-                        conv=convolution(inside, outside, 1, stride, **make), norm=batch_norm(outside, **make)
-                    )
+                    shortcut = Chain(conv=convolution(inside, outside, 1, stride, **make), norm=batch_norm(outside, **make))
                 layers[f"stage{stage + 1}_block{block + 1}"] = Residual(
                     branch(inside, outside, stride, **make), shortcut, after=nnx.relu
                 )
@@ -188,9 +184,7 @@ class WideResNet(nnx.Module):
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth={depth} is not 6 * n + 4; pass 10, 16, 22, 28, 34 or 40")
         stages, blocks = tuple(16 * widen * 2**stage for stage in range(3)), ((depth - 4) // 6,) * 3
-        self.encoder, self.head = _preactivation_network(
-            stages, blocks, classes, channels, 16, dropout, mean, std, dtype, rngs
-        )
+        self.encoder, self.head = _preactivation_network(stages, blocks, classes, channels, 16, dropout, mean, std, dtype, rngs)
 
     def __call__(self, x, *, rngs=None):
         """The features, and with a head the logits, in float32."""

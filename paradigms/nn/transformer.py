@@ -62,9 +62,7 @@ class TransformerEncoder(nnx.Module):
     def __call__(self, tokens, *, rngs=None):
         """Features of every position."""
         if tokens.shape[1] > self.length:
-            raise ValueError(
-                f"tokens of shape {tokens.shape} are longer than length={self.length}; build a longer network"
-            )
+            raise ValueError(f"tokens of shape {tokens.shape} are longer than length={self.length}; build a longer network")
         x = self.token(tokens) + self.position(jnp.arange(tokens.shape[1]))[None]
         x = self.dropout(x, rngs=rngs)
         for name in self.blocks:

@@ -54,7 +54,9 @@ def byol(
         features = jnp.zeros(outputs["features"].shape, outputs["features"].dtype)
         params["projector"], state["projector"] = projector.init(fold(key, "projector"), features)
         projection = jax.eval_shape(lambda: project(params, state, batch["x"], None, train=False)[0])
-        params["predictor"], state["predictor"] = predictor.init(fold(key, "predictor"), jnp.zeros(projection.shape, projection.dtype))
+        params["predictor"], state["predictor"] = predictor.init(
+            fold(key, "predictor"), jnp.zeros(projection.shape, projection.dtype)
+        )
         online = {slot: params[slot] for slot in ("model", "projector")}
         statistics = {slot: state[slot] for slot in ("model", "projector")}
         return params, own(state, name, {"params": copy(online), "state": copy(statistics)})
@@ -62,7 +64,8 @@ def byol(
     def losses(params, state, batch, ctx):
         first, second = (views(ctx.fold(f"view{i}").key, batch["x"]) for i in range(2))
         target = jax.lax.stop_gradient(state[name]["params"])
-        online, slow, distance, spread = state, state[name]["state"], 0.0, 0.0
+        online, slow = state, state[name]["state"]
+        distance = spread = jnp.zeros(())
         for i, (here, there) in enumerate([(first, second), (second, first)]):
             key = ctx.fold(f"dropout{i}").key
             z, moved = project(params, online, here, key, ctx.train)

@@ -262,9 +262,7 @@ def test_order_of_rehearsal_and_attack(outer):
     _, (state, _) = objective.losses(params, state, second, context(jax.random.key(4), train=True))
     (joint,) = seen
     np.testing.assert_allclose(joint[:3], X[3:] + move, atol=1e-6)
-    assert set(rows_of(joint[3:])) <= set(rows_of(X[:3] + move)), (
-        "replayed rows are attacked, now or when they were stored"
-    )
+    assert set(rows_of(joint[3:])) <= set(rows_of(X[:3] + move)), "replayed rows are attacked, now or when they were stored"
     np.testing.assert_allclose(state["memory"]["rows"]["x"], X if outer == "rehearsal" else X + move, atol=1e-6)
 
 

@@ -116,9 +116,7 @@ def test_replay_is_uniform_over_what_is_stored():
 def test_dtypes_hold_in_a_scan_in_double_precision(x64):
     memory = reservoir(4)
     state = memory.init(numbers(0, 1))
-    after, _ = jax.lax.scan(
-        lambda s, key: (memory.insert(s, numbers(0, 2), key), None), state, jax.random.split(KEY, 3)
-    )
+    after, _ = jax.lax.scan(lambda s, key: (memory.insert(s, numbers(0, 2), key), None), state, jax.random.split(KEY, 3))
     assert after["seen"].dtype == state["seen"].dtype
     assert after["seen"] == 6
 
@@ -134,9 +132,7 @@ def test_settings_and_double_precision_data_of_the_host():
 
 
 RNG = np.random.default_rng(2)
-CHILD = supervised(
-    from_functions(lambda key, x: {"w": jax.random.normal(key, (4, 3))}, lambda p, x: jnp.tanh(x @ p["w"]))
-)
+CHILD = supervised(from_functions(lambda key, x: {"w": jax.random.normal(key, (4, 3))}, lambda p, x: jnp.tanh(x @ p["w"])))
 
 
 def batch_of(n, start=0):

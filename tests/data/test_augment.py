@@ -63,9 +63,7 @@ def test_shape_dtype_range_and_equality(make):
             assert len(np.unique(out.reshape(40, -1), axis=0)) > 1
 
 
-@pytest.mark.parametrize(
-    ("fn", "mode"), [(crop(2), "constant"), (crop(2, "reflect"), "reflect"), (translate(2), "constant")]
-)
+@pytest.mark.parametrize(("fn", "mode"), [(crop(2), "constant"), (crop(2, "reflect"), "reflect"), (translate(2), "constant")])
 def test_crops_are_windows_of_the_padded_image(fn, mode):
     padded = np.pad(X, ((2, 2), (2, 2), (0, 0)), mode=mode)
     places = {(i, j): padded[i : i + 9, j : j + 8] for i in range(5) for j in range(5)}
@@ -138,9 +136,7 @@ def test_blur_of_a_point_is_the_gaussian():
     point[4, 4] = 1
     kernel = np.exp(-0.5 * np.arange(-3, 4) ** 2 / 1.5**2)
     kernel /= kernel.sum()
-    np.testing.assert_allclose(
-        _many(blur((1.5, 1.5), 1, 3), point)[0, 1:8, 1:8, 0], np.outer(kernel, kernel), atol=1e-6
-    )
+    np.testing.assert_allclose(_many(blur((1.5, 1.5), 1, 3), point)[0, 1:8, 1:8, 0], np.outer(kernel, kernel), atol=1e-6)
 
 
 def test_policy_operations_are_pil_ones():

@@ -82,9 +82,7 @@ def test_batches_pad_the_last_and_weigh_it_zero():
     assert out["x"].shape == (3, 10, 6, 6, 1)
     np.testing.assert_array_equal(out["weight"].ravel(), np.arange(30) < 23)
     np.testing.assert_array_equal(out["index"].ravel()[:23], np.arange(23))
-    np.testing.assert_array_equal(
-        out["x"].reshape(30, 6, 6, 1)[:23], split["x"].astype(np.float32) * np.float32(1 / 255)
-    )
+    np.testing.assert_array_equal(out["x"].reshape(30, 6, 6, 1)[:23], split["x"].astype(np.float32) * np.float32(1 / 255))
     weighted = batches({**split, "weight": np.full(23, 0.5, np.float32)}, 30)["weight"]
     np.testing.assert_array_equal(weighted, 0.5 * (np.arange(30) < 23)[None])
 

@@ -129,9 +129,7 @@ def test_one_task_is_that_objective(aggregate):
         for _ in range(3):
             state, metrics = trainer.step(state, batch)
         runs.append((state.params["model"], metrics["loss"]))
-    close = (
-        np.testing.assert_array_equal if aggregate is None else lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5)
-    )
+    close = np.testing.assert_array_equal if aggregate is None else lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5)
     jax.tree.map(close, *runs)
 
 

@@ -81,8 +81,7 @@ def test_parameter_counts_of_the_docstrings(network):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, jnp.bfloat16) for name in SMALL if name not in DEEP[:2]]
-    + [(name, None) for name in SMALL if name not in DEEP[2:]],
+    [(name, jnp.bfloat16) for name in SMALL if name not in DEEP[:2]] + [(name, None) for name in SMALL if name not in DEEP[2:]],
 )
 def test_shapes_dtypes_and_state(name, dtype):
     factory, x, features, logits = SMALL[name]
@@ -100,9 +99,7 @@ def test_shapes_dtypes_and_state(name, dtype):
     assert jax.tree.structure(state) == jax.tree.structure(new)
     changed = [bool((a != b).any()) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True)]
     assert all(changed)
-    assert all(
-        "mean" in path or "var" in path for path in map(jax.tree_util.keystr, dict(jax.tree.leaves_with_path(state)))
-    )
+    assert all("mean" in path or "var" in path for path in map(jax.tree_util.keystr, dict(jax.tree.leaves_with_path(state))))
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "conv4", "causal", "wide"])
@@ -130,7 +127,7 @@ def test_without_a_head_and_uint8_images():
     byte, _ = apply(params, state, images, False)
     unit, _ = apply(params, state, images.astype(jnp.float32) / 255, False)
     assert set(byte) == {"features"}
-    np.testing.assert_allclose(byte["features"], unit["features"], rtol=1e-6)
+    np.testing.assert_allclose(byte["features"], unit["features"], rtol=1e-4, atol=1e-6)
 
 
 def test_normalize_is_in_pixel_units():

@@ -79,9 +79,7 @@ def test_the_loss_is_4_less_twice_the_cosines(weight):
     state["target"]["params"] = target
     values, _ = objective.losses(params, state, batch, context(train=True))
     weight = np.ones(5) if weight is None else weight
-    cosines = sum(
-        (forward(params, here, True) * forward(target, there, False)).sum(1) for here, there in ((A, B), (B, A))
-    )
+    cosines = sum((forward(params, here, True) * forward(target, there, False)).sum(1) for here, there in ((A, B), (B, A)))
     np.testing.assert_allclose(values["byol"], (weight * (4 - 2 * cosines)).sum() / weight.sum(), rtol=1e-5)
 
 
@@ -109,8 +107,7 @@ def test_no_gradient_reaches_the_target():
             return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
 
         return sum(
-            4 / 2 - 2 * jnp.mean(jnp.sum(unit(online, u, True) * unit(target, v, False), -1))
-            for u, v in ((A, B), (B, A))
+            4 / 2 - 2 * jnp.mean(jnp.sum(unit(online, u, True) * unit(target, v, False), -1)) for u, v in ((A, B), (B, A))
         )
 
     grads = jax.jit(jax.grad(lambda p: objective.losses(p, state, BATCH, context(train=True))[0]["byol"]))(params)
