@@ -1,6 +1,7 @@
 """Checkpoints of a run through orbax: whole trees of arrays by step, written in the background."""
 
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ class Checkpoints:
 
         if keep < 1:
             raise ValueError(f"keep={keep}: must be 1 or more")
-        training = v1.training
+        training: Any = v1.training  # its own annotations do not accept its own policies
         self._manager = training.Checkpointer(
             str(pathlib.Path(folder).resolve()),
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),

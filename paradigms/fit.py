@@ -93,16 +93,17 @@ def fit(
     track = _Track(state, trainer.runs, select, patience)
 
     with contextlib.ExitStack() as stack:
-        saves = stack.enter_context(Checkpoints(pathlib.Path(folder) / "checkpoints")) if folder is not None else None
+        home = None if folder is None else pathlib.Path(folder)
+        saves = None if home is None else stack.enter_context(Checkpoints(home / "checkpoints"))
         history: list[dict] = []
         done = 0
-        if resume and saves is not None and (latest := saves.latest()) is not None:
+        if resume and home is not None and saves is not None and (latest := saves.latest()) is not None:
             state, track.tree = saves.load(latest, (state, track.tree))
-            rows = logging.read(pathlib.Path(folder) / "metrics.jsonl")
+            rows = logging.read(home / "metrics.jsonl")
             history, done = [row for row in rows if row["step"] <= latest], latest
         writers = [logging.progress(steps, trainer.runs, from_step=done) if log is None else log]
-        if folder is not None:
-            writers.append(logging.jsonl(pathlib.Path(folder) / "metrics.jsonl", from_step=done + 1))
+        if home is not None:
+            writers.append(logging.jsonl(home / "metrics.jsonl", from_step=done + 1))
         writer = logging.several(*writers)
         stack.callback(writer.close)
 

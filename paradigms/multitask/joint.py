@@ -1,6 +1,7 @@
 """Several objectives over one shared network."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -33,7 +34,7 @@ def multitask(objectives: Mapping[str, Objective]) -> Objective:
             raise ValueError(f'objectives: "{task}" cannot name a task (reserved: {RESERVED} and names with "/")')
     first = next(iter(objectives))
 
-    def part(batch, task):
+    def part(batch: Any, task: str) -> Any:
         return batch[task] if batch is not None and task in batch else batch
 
     def view(slots, task):

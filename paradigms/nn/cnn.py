@@ -5,12 +5,15 @@ Every one takes ``image``, the (height, width, channels) of its input, as float3
 """
 
 import math
+from typing import Any
 
 from flax import nnx
 
 from paradigms.nn.layers import (
     Chain,
+    Layers,
     Normalize,
+    Numbers,
     average_pool,
     batch_norm,
     convolution,
@@ -48,8 +51,8 @@ class SmallCNN(nnx.Module):
         channels=(32, 64),
         hidden=128,
         dropout=0.0,
-        mean=0.0,
-        std=1.0,
+        mean: Numbers = 0.0,
+        std: Numbers = 1.0,
         dtype=None,
         rngs,
     ):
@@ -85,7 +88,7 @@ class LeNet(nnx.Module):
     Parameters by default: 61,706.
     """
 
-    def __init__(self, image=(28, 28, 1), classes=10, *, mean=0.0, std=1.0, dtype=None, rngs):
+    def __init__(self, image=(28, 28, 1), classes=10, *, mean: Numbers = 0.0, std: Numbers = 1.0, dtype=None, rngs):
         _check(image, 14)
         height, width, depth = image
         positions = ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2)
@@ -116,7 +119,7 @@ class WongCNN(nnx.Module):
     ``features``: (B, 100). Parameters by default: 166,406.
     """
 
-    def __init__(self, image=(28, 28, 1), classes=10, *, mean=0.0, std=1.0, dtype=None, rngs):
+    def __init__(self, image=(28, 28, 1), classes=10, *, mean: Numbers = 0.0, std: Numbers = 1.0, dtype=None, rngs):
         _check(image, 4)
         height, width, depth = image
         self.encoder = Chain(
@@ -142,11 +145,13 @@ class TradesCNN(nnx.Module):
     ``features``: (B, 200). Parameters by default: 312,202.
     """
 
-    def __init__(self, image=(28, 28, 1), classes=10, *, dropout=0.5, mean=0.0, std=1.0, dtype=None, rngs):
+    def __init__(
+        self, image=(28, 28, 1), classes=10, *, dropout=0.5, mean: Numbers = 0.0, std: Numbers = 1.0, dtype=None, rngs
+    ):
         _check(image, 16)
         height, width, depth = image
         positions = (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2)
-        layers = {"normalize": Normalize(mean, std, dtype)}
+        layers: Layers = {"normalize": Normalize(mean, std, dtype)}
         for index, features in enumerate((32, 32, 64, 64), 1):
             layers[f"conv{index}"] = convolution(depth, features, padding="VALID", use_bias=True, dtype=dtype, rngs=rngs)
             layers[f"relu{index}"] = nnx.relu
@@ -175,10 +180,13 @@ class MadryCNN(nnx.Module):
     Parameters by default: 3,274,634.
     """
 
-    def __init__(self, image=(28, 28, 1), classes=10, *, mean=0.0, std=1.0, dtype=None, rngs):
+    def __init__(self, image=(28, 28, 1), classes=10, *, mean: Numbers = 0.0, std: Numbers = 1.0, dtype=None, rngs):
         _check(image, 4)
         height, width, depth = image
-        start = {"kernel_init": nnx.initializers.truncated_normal(0.1), "bias_init": nnx.initializers.constant(0.1)}
+        start: dict[str, Any] = {
+            "kernel_init": nnx.initializers.truncated_normal(0.1),
+            "bias_init": nnx.initializers.constant(0.1),
+        }
         self.encoder = Chain(
             normalize=Normalize(mean, std, dtype),
             conv1=convolution(depth, 32, 5, use_bias=True, dtype=dtype, rngs=rngs, **start),
@@ -217,14 +225,14 @@ class Conv4(nnx.Module):
         channels=64,
         pool=False,
         norm=current_batch_norm,
-        mean=0.0,
-        std=1.0,
+        mean: Numbers = 0.0,
+        std: Numbers = 1.0,
         dtype=None,
         rngs,
     ):
         _check(image, 16 if pool else 1)
         height, width, depth = image
-        layers = {"normalize": Normalize(mean, std, dtype)}
+        layers: Layers = {"normalize": Normalize(mean, std, dtype)}
         for index in range(1, 5):
             layers[f"conv{index}"] = convolution(depth, channels, 3, 1 if pool else 2, use_bias=True, dtype=dtype, rngs=rngs)
             layers[f"norm{index}"] = norm(channels, dtype=dtype, rngs=rngs)

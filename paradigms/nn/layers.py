@@ -5,6 +5,8 @@ module. ``batch_norm``, ``current_batch_norm``, ``group_norm`` and ``no_norm`` a
 """
 
 import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,10 @@ from flax import nnx
 from jax import lax
 
 from paradigms.nn.conv import conv2d
+
+Numbers = float | Sequence[float]  # one, or one a channel
+Padding = str | int | Sequence[tuple[int, int]]
+Layers = dict[str, Callable[..., Any]]
 
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -24,7 +30,7 @@ class Normalize(nnx.Module):
     of a network it keeps the network's input in pixel units, which is what an attack's epsilon is measured in.
     """
 
-    def __init__(self, mean=0.0, std=1.0, dtype=None):
+    def __init__(self, mean: Numbers = 0.0, std: Numbers = 1.0, dtype=None):
         self.mean, self.std = (tuple(float(value) for value in np.atleast_1d(given)) for given in (mean, std))
         self.dtype = dtype
         if min(self.std) <= 0:
@@ -75,7 +81,9 @@ def linear_head(features, classes, *, dtype=None, rngs, **options):
     return nnx.Linear(features, classes, dtype=dtype, rngs=rngs, **options) if classes else None
 
 
-def convolution(in_features, features, size=3, strides=1, padding="SAME", *, use_bias=False, dtype=None, rngs, **options):
+def convolution(
+    in_features, features, size=3, strides=1, padding: Padding = "SAME", *, use_bias=False, dtype=None, rngs, **options: Any
+):
     """A square ``nnx.Conv`` through :func:`conv2d`, He initialised (He et al., 2015)."""
     options = {"kernel_init": he_normal, **options}
     return nnx.Conv(

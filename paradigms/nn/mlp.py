@@ -2,7 +2,7 @@
 
 from flax import nnx
 
-from paradigms.nn.layers import Chain, Normalize, flatten, linear_head, no_norm, outputs
+from paradigms.nn.layers import Chain, Normalize, Numbers, flatten, linear_head, no_norm, outputs
 
 
 class MLP(nnx.Module):
@@ -23,8 +23,8 @@ class MLP(nnx.Module):
         activation=nnx.relu,
         norm=no_norm,
         dropout=0.0,
-        mean=0.0,
-        std=1.0,
+        mean: Numbers = 0.0,
+        std: Numbers = 1.0,
         dtype=None,
         rngs,
     ):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from paradigms.nn.layers import Chain, Normalize, linear_head, outputs
+from paradigms.nn.layers import Chain, Normalize, Numbers, linear_head, outputs
 
 
 class Recurrence(nnx.Module):
@@ -93,8 +93,8 @@ class RowRNN(nnx.Module):
         layers=1,
         cell=nnx.GRUCell,
         dropout=0.0,
-        mean=0.0,
-        std=1.0,
+        mean: Numbers = 0.0,
+        std: Numbers = 1.0,
         dtype=None,
         rngs,
     ):

@@ -6,7 +6,7 @@ in float32; ``classes=0`` leaves the head out. The features are the last maps av
 
 from flax import nnx
 
-from paradigms.nn.layers import Chain, Normalize, average_pool, batch_norm, convolution, linear_head, outputs
+from paradigms.nn.layers import Chain, Layers, Normalize, Numbers, average_pool, batch_norm, convolution, linear_head, outputs
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -56,7 +56,7 @@ def _bottleneck(inside, outside, stride, dtype, rngs):
 
 
 def _overlapping_max_pool(x):
-    return nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    return nnx.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType]
 
 
 class ResNet(nnx.Module):
@@ -79,8 +79,8 @@ class ResNet(nnx.Module):
         stem="cifar",
         stem_padding=1,
         width=64,
-        mean=0.0,
-        std=1.0,
+        mean: Numbers = 0.0,
+        std: Numbers = 1.0,
         dtype=None,
         rngs,
     ):
@@ -140,7 +140,7 @@ def _preactivation(inside, outside, stride, dropout, dtype, rngs):
 def _preactivation_network(stages, blocks, classes, channels, width, dropout, mean, std, dtype, rngs):
     """The stem, the stages (widths) of pre-activation blocks, the last normalisation; and the head."""
     make = {"dtype": dtype, "rngs": rngs}
-    layers = {"normalize": Normalize(mean, std, dtype), "conv": convolution(channels, width, padding=1, **make)}
+    layers: Layers = {"normalize": Normalize(mean, std, dtype), "conv": convolution(channels, width, padding=1, **make)}
     inside = width
     for stage, outside in enumerate(stages):
         for block in range(blocks[stage]):
@@ -159,7 +159,9 @@ class PreActResNet(nnx.Module):
     Parameters by default: 11,172,170.
     """
 
-    def __init__(self, depth=18, classes=10, *, channels=3, width=64, mean=0.0, std=1.0, dtype=None, rngs):
+    def __init__(
+        self, depth=18, classes=10, *, channels=3, width=64, mean: Numbers = 0.0, std: Numbers = 1.0, dtype=None, rngs
+    ):
         if depth not in (18, 34):
             raise ValueError(f"depth={depth} is not one of (18, 34)")
         stages = tuple(width * 2**stage for stage in range(4))
@@ -180,7 +182,19 @@ class WideResNet(nnx.Module):
     Parameters by default: 36,479,194.
     """
 
-    def __init__(self, depth=28, widen=10, classes=10, *, channels=3, dropout=0.0, mean=0.0, std=1.0, dtype=None, rngs):
+    def __init__(
+        self,
+        depth=28,
+        widen=10,
+        classes=10,
+        *,
+        channels=3,
+        dropout=0.0,
+        mean: Numbers = 0.0,
+        std: Numbers = 1.0,
+        dtype=None,
+        rngs,
+    ):
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth={depth} is not 6 * n + 4; pass 10, 16, 22, 28, 34 or 40")
         stages, blocks = tuple(16 * widen * 2**stage for stage in range(3)), ((depth - 4) // 6,) * 3

@@ -106,7 +106,7 @@ class Transformer(nnx.Module):
         """The features, and with a head the logits, in float32."""
         features = self.encoder(x, rngs=rngs)
         answer = {"features": features.astype(jnp.float32)}
-        if self.tied or self.head is not None:
-            logits = self.encoder.token.attend(features) if self.tied else self.head(features)
-            answer["logits"] = logits.astype(jnp.float32)
+        head = self.encoder.token.attend if self.tied else self.head
+        if head is not None:
+            answer["logits"] = head(features).astype(jnp.float32)
         return answer
