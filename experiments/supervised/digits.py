@@ -21,8 +21,7 @@ from paradigms.metrics import classification
 
 PROTOCOL = "stratified 10-fold, shuffled with seed 0; last weights; mean over folds, interval over seeds"
 PUBLISHED = {
-    "svc/accuracy": {"mean": 0.9905, "source": "scikit-learn SVC(gamma=0.001)  # pyright: ignore[reportArgumentType]
-        machine, 10-fold"},
+    "svc/accuracy": {"mean": 0.9905, "source": "scikit-learn SVC(gamma=0.001), 10-fold"},
     "mlp/accuracy": {"mean": 0.9805, "source": "scikit-learn MLPClassifier 256-256, 10-fold"},
 }
 
