@@ -1,5 +1,6 @@
 """Timing shared by the speed scripts: paired, warm, median of many; the machine's matmul peak."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,15 +13,22 @@ Call = Callable[[], Any]
 
 
 def paired(calls: Mapping[str, Call], repeats: int = 15) -> dict[str, list[float]]:
-    """Seconds of each call, taken in turn so that a drift of the machine's speed meets all of them alike. Calls block."""
+    """Seconds of each call, taken in turn so that a drift of the machine's speed meets all of them alike. Calls block.
+
+    Each round has an order of its own, and before each call are a pause, in which the threads of another framework give
+    up their core, and the same call untimed, which warms the caches.
+    """
     for call in calls.values():
         call()
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    shuffle = random.Random(0)
     for _ in range(repeats):
-        for name, call in calls.items():
+        for name in shuffle.sample(list(calls), len(calls)):
+            time.sleep(0.05)
+            calls[name]()
             start = time.perf_counter()
-            call()
+            calls[name]()
             seconds[name].append(time.perf_counter() - start)
     return seconds
 
@@ -30,12 +38,11 @@ def ratio(seconds: dict[str, list[float]], over: str, under: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
 
 
-def peak(size: int = 2048, repeats: int = 9) -> float:
-    """GFLOP/s of a float32 matrix product (size, size) x (size, size), the best of `repeats`."""
+def matmul(size: int = 2048) -> tuple[Call, float]:
+    """A float32 matrix product (size, size) x (size, size) and its FLOPs: timed with the rest, the machine's peak."""
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(jnp.matmul)
-    seconds = paired({"matmul": lambda: product(a, a).block_until_ready()}, repeats)["matmul"]
-    return 2 * size**3 / min(seconds) / 1e9
+    return lambda: product(a, a).block_until_ready(), 2 * size**3
 
 
 def table(title: str, head: tuple[str, ...], rows: list[tuple]) -> None:
