@@ -124,7 +124,7 @@ def meta(config, digits, folder):
     shape = {"ways": 3, "shots": 5, "queries": 10}
     model = pd.from_nnx(lambda rngs: nn.MLP(64, (64, 64), 3, mean=digits.mean, std=digits.std, rngs=rngs))
     objective = pd.maml(pd.supervised(model), optax.sgd(0.1), steps=3)
-    trainer, state = train(config, objective, data.episodes(seen, **shape, tasks=16), 400)
+    trainer, state = train(config, objective, data.episodes(seen, **shape, tasks=16), 250)
     test = data.episodes(unseen, **shape, tasks=100).batch(jax.random.key(1), 0)
     logits = np.asarray(trainer.predict(state, test)["logits"])
     return {"meta/unseen digits, 3-way 5-shot": np.mean(np.argmax(logits, -1) == np.ravel(test["query"]["y"]), -1)}
@@ -158,13 +158,13 @@ def continual(config, digits, folder):
 
 def selfsup(config, digits, folder):
     """A linear classifier on features learnt without labels, and on those of the untrained network."""
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import RidgeClassifier
 
     head = lambda rngs: nn.MLP(64, (128,), 64, norm=nn.batch_norm, rngs=rngs)
     views = lambda key, x: data.augment(data.translate(1), data.rotate(15))(key, {"x": x})["x"]
     objective = pd.byol(network(digits, norm=nn.batch_norm), views, pd.from_nnx(head), pd.from_nnx(head), momentum=0.99)
     source = data.resident({"x": digits.train["x"]}, 128)
-    trainer, state = train(config, objective, source, 600)
+    trainer, state = train(config, objective, source, 300)
     start = trainer.init(0, source.batch(jax.random.key(0), 0))
 
     def probe(state):
@@ -173,10 +173,7 @@ def selfsup(config, digits, folder):
             for split in (digits.train, digits.test)
         )
         return np.asarray(
-            [
-                LogisticRegression(max_iter=1000).fit(a, digits.train["y"]).score(b, digits.test["y"])
-                for a, b in zip(train, test, strict=True)
-            ]
+            [RidgeClassifier().fit(a, digits.train["y"]).score(b, digits.test["y"]) for a, b in zip(train, test, strict=True)]
         )
 
     return {"selfsup/linear probe": probe(state), "selfsup/untrained probe": probe(start)}
