@@ -18,6 +18,11 @@ def name(path):
     return "-".join(path)
 
 
+def grouped(paths):
+    """One test parameter an entry; where tests run in several processes, those of one entry share theirs (`trained`)."""
+    return [pytest.param(path, id=name(path), marks=pytest.mark.xdist_group(name(path))) for path in paths]
+
+
 def shapes(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
@@ -49,7 +54,7 @@ class Counted:
 
 @functools.cache
 def trained(path, aggregate="sum"):
-    """Shared by the tests of one entry: its trainer, and its state after a scan of three steps, an end and one more step."""
+    """Shared by the tests of one entry: its trainer, and its states after a scan of three steps and after a boundary."""
     batch = batch_for(path)
     counted = Counted(build(path))
     trainer = pd.Trainer(counted.objective, optax.adam(1e-2), AGGREGATORS[aggregate]())
@@ -76,7 +81,7 @@ def check_run(path, aggregate="sum"):
     assert np.isfinite(np.asarray(outputs["logits"])).all()
 
 
-@pytest.mark.parametrize("path", ALONE, ids=name)
+@pytest.mark.parametrize("path", grouped(ALONE))
 class TestAlone:
     def test_runs(self, path):
         check_run(path)
@@ -161,7 +166,7 @@ def test_runs_side_by_side_equal_single_runs(path):
         assert_close(jax.tree.map(lambda leaf, seed=seed: leaf[seed], together.params), alone.params)
 
 
-@pytest.mark.parametrize("path", ALONE, ids=name)
+@pytest.mark.parametrize("path", grouped(ALONE))
 def test_sharded_equals_unsharded(path):
     batch = batch_for(path)
     mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -173,7 +178,7 @@ def test_sharded_equals_unsharded(path):
     assert_close(a.params, b.params, 1e-4, 1e-5)
 
 
-@pytest.mark.parametrize("path", COMPOSITIONS, ids=name)
+@pytest.mark.parametrize("path", grouped(COMPOSITIONS))
 def test_compositions_run(path):
     check_run(path)
 
@@ -184,7 +189,7 @@ def test_aggregators_run(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", PRODUCT, ids=name)
+@pytest.mark.parametrize("path", grouped(PRODUCT))
 def test_product_runs(path):
     check_run(path)
 

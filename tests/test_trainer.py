@@ -207,7 +207,10 @@ def tapped(child):
     return Objective(init, losses, inner.predict, after, inner.boundary)
 
 
-@pytest.mark.parametrize("options", [{}, {"microbatches": 2}, {"aggregate": pd.pcgrad()}], ids=str)
+TRAINERS = {"plain": {}, "microbatches": {"microbatches": 2}, "pcgrad": {"aggregate": pd.pcgrad()}}
+
+
+@pytest.mark.parametrize("options", TRAINERS.values(), ids=TRAINERS)
 def test_taps_give_the_input_gradient_of_the_same_backward_pass(options):
     child = pd.supervised(linear())
     trainer = pd.Trainer(tapped(child), optax.sgd(0.1), **options)
