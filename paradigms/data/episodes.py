@@ -36,20 +36,20 @@ def episodes(split: dict, *, ways: int, shots: int, queries: int, tasks: int) ->
             "of the smallest class"
         )
     table = np.stack([rows[:fewest] for rows in members]).astype(np.int32)
-    arrays = {"x": jnp.asarray(split["x"]), "rows": jnp.asarray(table)}
+    arrays = {"x": jnp.array(split["x"]), "rows": jnp.asarray(table)}
     return Source(arrays, bind(_sample, ways, shots, queries, tasks), table.size, tasks)
 
 
 def _sample(arrays, key, step, ways, shots, queries, tasks):
     table = arrays["rows"]
     classes, each = table.shape
-    positions = jnp.arange(shots + queries, dtype=jnp.uint32)
 
     def task(key):
         of_classes, of_rows = jax.random.split(key)
-        chosen = jax.random.permutation(of_classes, classes)[:ways]
-        picked = jax.vmap(lambda k: order(k, jnp.uint32(0), positions, each))(jax.random.split(of_rows, ways))
-        rows = jnp.take_along_axis(table[chosen], picked.astype(jnp.int32), axis=1)
+        chosen = order(of_classes, 0, jnp.arange(ways), classes)
+        # each class an "epoch" of its own: another permutation of its rows
+        picked = order(of_rows, jnp.arange(ways)[:, None], jnp.arange(shots + queries)[None], each)
+        rows = jnp.take_along_axis(table[chosen], picked, axis=1)
         labels = jnp.broadcast_to(jnp.arange(ways, dtype=jnp.int32)[:, None], rows.shape)
 
         def part(select):
