@@ -82,7 +82,7 @@ def supervised_and_adversarial(config, digits, folder):
     x, y = data.pixels(jnp.asarray(digits.test["x"])), jnp.asarray(digits.test["y"])
     results = {}
     for name, objective in {"supervised": plain, "adversarial": pd.adversarial(plain, attack)}.items():
-        curves = {"chunk": 4 * source.steps_per_epoch, "validation": digits.validation, "folder": folder / name}
+        curves = {"chunk": 4 * source.steps_per_epoch, "validation": digits.validation, "folder": folder / name, "resume": True}
         trainer, state = train(config, objective, source, steps, **curves)
 
         def robust(state):

@@ -19,11 +19,21 @@ def rows(batch: Batch) -> int:
 
 
 def weighted_mean(values: jax.Array, batch: Batch) -> jax.Array:
-    """The mean of `values` (examples,) under ``batch["weight"]``: sum(w v) / sum(w), and 0 where every weight is 0."""
+    """The mean of `values` (examples, ...) under ``batch["weight"]``: sum(w v) / sum(w), and 0 where every weight is 0.
+
+    Weights are (examples,), or as fine as the values, such as one a token; axes they do not have are averaged.
+
+    Raises:
+      ValueError: weights of another shape.
+    """
     if "weight" not in batch:
         return jnp.mean(values)
-    weight = batch["weight"].astype(values.dtype)
-    return jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), jnp.finfo(values.dtype).tiny)
+    wide = jnp.promote_types(values.dtype, jnp.float32)  # in float16 the sum of a batch overflows
+    weight = batch["weight"].astype(wide)
+    if weight.shape != values.shape[: weight.ndim]:
+        raise ValueError(f"batch: weight has shape {weight.shape} for values of shape {values.shape}; give one an example")
+    values = jnp.mean(values, tuple(range(weight.ndim, values.ndim)), dtype=wide)
+    return (jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), jnp.finfo(wide).tiny)).astype(values.dtype)
 
 
 def weigh(batch: Batch, weight: jax.Array) -> Batch:

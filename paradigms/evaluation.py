@@ -66,7 +66,13 @@ def evaluate(
 
     fetched = jax.device_get(kept)
     rows = 0 if trainer.runs is None else 1
-    whole = jax.tree.map(lambda *parts: np.concatenate(parts, rows)[(slice(None),) * rows + (slice(count),)], *fetched)
+
+    def joined(*parts):  # an example may have several rows: an episode has its queries'
+        whole = np.concatenate(parts, rows)
+        keep = whole.shape[rows] // (size * len(parts)) * count
+        return whole[(slice(None),) * rows + (slice(keep),)]
+
+    whole = jax.tree.map(joined, *fetched)
     split = jax.tree.map(np.asarray, split)
     if trainer.runs is None:
         return metrics(whole, split)

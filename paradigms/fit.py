@@ -1,6 +1,7 @@
 """The run: chunks of compiled steps, evaluation, the best model by validation, early stopping, checkpoints, resume."""
 
 import contextlib
+import logging as messages
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from paradigms.checkpoint import Checkpoints
 from paradigms.evaluation import evaluate
 from paradigms.objective import Batch, Tree, check, copy
 from paradigms.trainer import Trainer, TrainState
+
+logger = messages.getLogger("paradigms")
 
 
 class Run(NamedTuple):
@@ -65,7 +68,7 @@ def fit(
       select: the validation metric that says which params are best; "-name" where smaller is better ("-loss").
       patience: stop a run after this many evaluations without a new best. Each vectorized run stops on its own.
       evaluate_every: steps between evaluations, a multiple of `chunk`. Default: `chunk`.
-      folder: where ``metrics.jsonl`` and ``checkpoints/`` go; None writes nothing.
+      folder: where ``metrics.jsonl`` and ``checkpoints/`` go; None writes nothing. A used one is refused without `resume`.
       checkpoint_every: steps between checkpoints, a multiple of `chunk`. Default: at the end only.
       resume: go on from the folder's latest checkpoint, if there is one.
       log: a writer of rows (`paradigms.logging`). Default: a progress bar, or lines where there is no terminal.
@@ -74,7 +77,8 @@ def fit(
       a `Run`.
 
     Raises:
-      ValueError: arguments out of range, or data that does not fit the objective, before anything is compiled.
+      ValueError: arguments out of range, or data that does not fit the objective, before anything is compiled; a `select`
+        that `measure` does not give, before training.
     """
     evaluate_every = evaluate_every or chunk
     for name, value in (("steps", steps), ("chunk", chunk)):
@@ -83,8 +87,13 @@ def fit(
     for name, value in (("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every or chunk)):
         if value % chunk:
             raise ValueError(f"{name}={value}: must be a multiple of chunk={chunk}")
-    if resume and folder is None:
-        raise ValueError("resume=True: needs the folder of the run to resume")
+    if patience is not None and (validation is None or patience < 1):
+        raise ValueError(f"patience={patience}: counts evaluations, 1 or more, of a validation split; pass validation as well")
+    if folder is None and (resume or checkpoint_every):
+        raise ValueError(f"resume={resume}, checkpoint_every={checkpoint_every}: need a folder; pass the run's")
+    home = None if folder is None else pathlib.Path(folder)
+    if home is not None and not resume and any((home / "checkpoints").glob("*")):
+        raise ValueError(f"folder={str(home)!r}: holds another run; pass a new one, or resume=True to go on with it")
     measure = metrics.classification() if measure is None else measure
 
     batch = _example(source)
@@ -93,7 +102,6 @@ def fit(
     track = _Track(state, trainer.runs, select, patience)
 
     with contextlib.ExitStack() as stack:
-        home = None if folder is None else pathlib.Path(folder)
         saves = None if home is None else stack.enter_context(Checkpoints(home / "checkpoints"))
         history: list[dict] = []
         done = 0
@@ -101,6 +109,8 @@ def fit(
             state, track.tree = saves.load(latest, (state, track.tree))
             rows = logging.read(home / "metrics.jsonl")
             history, done = [row for row in rows if row["step"] <= latest], latest
+        elif validation is not None:
+            track.named(evaluate(trainer, state, validation, measure))  # what is wrong with them shows before training
         writers = [logging.progress(steps, trainer.runs, from_step=done) if log is None else log]
         if home is not None:
             writers.append(logging.jsonl(home / "metrics.jsonl", from_step=done + 1))
@@ -108,7 +118,7 @@ def fit(
         stack.callback(writer.close)
 
         while done < steps and not track.finished():
-            n = min(chunk, steps - done)
+            n = min(chunk - done % chunk, steps - done)
             state, values = trainer.scan(state, source, n)
             done += n
             row = {f"train/{name}": np.mean(value, -1) for name, value in jax.device_get(values).items()}
@@ -128,8 +138,6 @@ class _Track:
     """The best and the stopped states of each run, as one tree of arrays that a checkpoint can hold."""
 
     def __init__(self, state: TrainState, runs: int | None, select: str, patience: int | None):
-        if patience is not None and patience < 1:
-            raise ValueError(f"patience={patience}: must be 1 or more evaluations, or None")
         shape = () if runs is None else (runs,)
         kept = copy((state.params, state.state))
         self.tree = {
@@ -145,13 +153,16 @@ class _Track:
     def _running(self):
         return self.tree["stale"] < self.patience if self.patience else jnp.ones_like(self.tree["stale"], bool)
 
-    def update(self, state: TrainState, found: dict, step: int) -> None:
+    def named(self, found: dict) -> np.ndarray:
         if self.name not in found:
             raise ValueError(f'select="{self.name}": the evaluation has {sorted(found)}; name one of them')
+        return self.sign * np.asarray(found[self.name])
+
+    def update(self, state: TrainState, found: dict, step: int) -> None:
         tree, now = self.tree, (state.params, state.state)
         running = self._running()
-        value = jnp.asarray(self.sign * np.asarray(found[self.name]), jnp.float32)
-        better = running & (value > tree["value"])
+        value = jnp.asarray(self.named(found), jnp.float32)
+        better = running & (value > tree["value"]) & np.isfinite(found.get("loss", 0.0))
         stale = jnp.where(better, 0, tree["stale"] + running)
         if self.patience:
             tree["stopped"] = _where(running, now, tree["stopped"])
@@ -171,6 +182,8 @@ class _Track:
         if self.patience:
             params, carried = _where(self._running(), (state.params, state.state), self.tree["stopped"])
             state = state._replace(params=params, state=carried)
+        if not np.all(np.isfinite(self.tree["value"])):
+            logger.warning("no evaluation was finite in some run: its best weights are the initial ones, at step 0")
         params, carried = self.tree["best"]
         return Run(state, state._replace(params=params, state=carried), np.asarray(self.tree["step"]), history)
 

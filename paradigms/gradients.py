@@ -67,7 +67,8 @@ def _jacobian(losses, params: Tree) -> tuple[dict[str, Tree], Losses, Any]:
 def accumulated(compute: Gradients, parts: int) -> Gradients:
     """`compute` over `parts` equal parts of the batch, one after the other: means of gradients, losses and aux.
 
-    The state threads through the parts. Taps are cut along with the batch, and their gradients put together again.
+    A part counts by its share of the batch's weight, so that means over examples are those of the whole batch. The state
+    threads through the parts. Taps are cut along with the batch, and their gradients put together again.
     """
     if parts == 1:
         return compute
@@ -86,13 +87,17 @@ def accumulated(compute: Gradients, parts: int) -> Gradients:
             return state, means, {name: tap for name, (_, tap) in apart.items()}
 
         def body(carry, x):
+            share, x = x
             state, means, tap = one(carry[0], x)
-            return (state, jax.tree.map(lambda a, b: a + b / parts, carry[1], means)), tap
+            add = lambda a, b: a + share.astype(a.dtype) * b
+            return (state, jax.tree.map(add, carry[1], means)), jax.tree.map(lambda g: share.astype(g.dtype) * g, tap)
 
-        xs = (jnp.arange(parts), jax.tree.map(cut, batch), jax.tree.map(cut, taps))
-        _, shapes, _ = jax.eval_shape(one, state, jax.tree.map(lambda x: x[0], xs))
+        weight = cut(batch["weight"]).reshape(parts, -1).sum(1) if "weight" in batch else jnp.ones(parts)
+        shares = jnp.where(weight.sum() > 0, weight / jnp.maximum(weight.sum(), 1e-30), 1 / parts)
+        xs = (shares, (jnp.arange(parts), jax.tree.map(cut, batch), jax.tree.map(cut, taps)))
+        _, shapes, _ = jax.eval_shape(one, state, jax.tree.map(lambda x: x[0], xs[1]))
         (state, (grads, values, aux)), taps = jax.lax.scan(body, (state, optax.tree.zeros_like(shapes)), xs)
-        taps = jax.tree.map(lambda g: g.reshape(-1, *g.shape[2:]) / parts, taps)
+        taps = jax.tree.map(lambda g: g.reshape(-1, *g.shape[2:]), taps)
         return {name: {**grads[name], **taps[name]} for name in grads}, values, state, aux
 
     return accumulate

@@ -45,6 +45,11 @@ def _in_range(y: np.ndarray, classes: int) -> None:
         raise ValueError(f"y has label {bad} for {classes} logits: give labels 0 to {classes - 1}, or {fix}")
 
 
+def _predicted(logits: np.ndarray) -> np.ndarray:
+    """The class of the largest logit; -1, which is no class, where a logit is NaN: a diverged run predicts nothing."""
+    return np.where(np.isnan(logits).any(-1), -1, logits.argmax(-1))
+
+
 def _hard(y: np.ndarray) -> np.ndarray:
     return y if y.ndim == 1 else y.argmax(-1)
 
@@ -68,7 +73,7 @@ def accuracy(logits: Any, y: Any, weight: Any = None) -> float:
     from sklearn.metrics import accuracy_score
 
     logits, y, weight = _rows(logits, y, weight)
-    return float(accuracy_score(_hard(y), logits.argmax(-1), sample_weight=weight))
+    return float(accuracy_score(_hard(y), _predicted(logits), sample_weight=weight))
 
 
 def top_k(logits: Any, y: Any, k: int, weight: Any = None) -> float:
@@ -86,7 +91,7 @@ def confusion_matrix(logits: Any, y: Any, weight: Any = None) -> np.ndarray:
     from sklearn.metrics import confusion_matrix as count
 
     logits, y, weight = _rows(logits, y, weight)
-    return count(_hard(y), logits.argmax(-1), labels=np.arange(logits.shape[-1]), sample_weight=weight)
+    return count(_hard(y), _predicted(logits), labels=np.arange(logits.shape[-1]), sample_weight=weight)
 
 
 def precision_recall_f1(logits: Any, y: Any, weight: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -98,7 +103,7 @@ def precision_recall_f1(logits: Any, y: Any, weight: Any = None) -> tuple[np.nda
     from sklearn.metrics import precision_recall_fscore_support
 
     logits, y, weight = _rows(logits, y, weight)
-    y, predicted, classes = _hard(y), logits.argmax(-1), np.arange(logits.shape[-1])
+    y, predicted, classes = _hard(y), _predicted(logits), np.arange(logits.shape[-1])
     three = precision_recall_fscore_support(y, predicted, labels=classes, sample_weight=weight, zero_division=0.0)[:3]  # pyright: ignore[reportArgumentType]
     occurs = np.isin(classes, y) | np.isin(classes, predicted)
     precision, recall, f1 = (np.where(occurs, value, np.nan) for value in three)

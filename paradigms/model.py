@@ -38,8 +38,7 @@ def _named(outputs) -> dict:
 
 
 def _accepts(function, name: str) -> bool:
-    parameters = inspect.signature(function).parameters
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return name in inspect.signature(function).parameters
 
 
 def from_functions(init, apply) -> Model:
@@ -95,13 +94,15 @@ def from_nnx(factory: Callable[[nnx.Rngs], nnx.Module]) -> Model:
 def from_linen(module) -> Model:
     """A `Model` from a Flax Linen module, used as it is.
 
-    The module's ``__call__`` maps a batch of inputs to logits or to a dict; where it takes ``train`` it is told. Its
+    The module's ``__call__`` maps a batch of inputs to logits or to a dict; where it takes ``train``, or
+    ``deterministic``, it is told. Its
     random streams are called "dropout". Sown values are not part of a carried state and are dropped.
     """
-    takes_train = _accepts(type(module).__call__, "train")
+    call = type(module).__call__
 
     def told(train):
-        return {"train": train} if takes_train else {}
+        flags = {"train": train, "deterministic": not train}
+        return {name: value for name, value in flags.items() if _accepts(call, name)}
 
     def init(key, x):
         variables = dict(module.init({"params": key, "dropout": key}, x, **told(False)))

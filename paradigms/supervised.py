@@ -58,18 +58,19 @@ def supervised(model: Model, loss: Loss | None = None, output: str = "logits", t
       target: which leaf of the batch.
 
     Returns:
-      an objective with one loss, "supervised"; examples count by ``batch["weight"]``. Its ``aux`` is the accuracy where
-      targets are classes.
+      an objective with one loss, "supervised"; examples, or tokens, count by ``batch["weight"]``. Its ``aux`` is the
+      accuracy where targets are classes.
 
     Raises:
-      ValueError: (at init, on concrete data) NaN inputs, labels outside the classes, outputs that do not fit targets.
+      ValueError: (at init, on concrete data) inputs, targets or weights that are not finite, labels outside the classes,
+        outputs that do not fit targets.
     """
     loss = cross_entropy() if loss is None else loss
 
     def init(key, batch):
         _require(batch, "x", target)
         params, state = model.init(fold(key, "model"), batch["x"])
-        _check_data(batch["x"], batch[target], _shape_of(model, params, state, batch["x"], output), target)
+        _check_data(batch, target, _shape_of(model, params, state, batch["x"], output))
         return {"model": params}, {"model": state}
 
     def losses(params, state, batch, ctx):
@@ -83,8 +84,8 @@ def supervised(model: Model, loss: Loss | None = None, output: str = "logits", t
         aux = {"per_example": per_example}
         if answer.ndim == y.ndim + 1:
             hits = (jnp.argmax(answer, -1) == y).astype(per_example.dtype)
-            aux["accuracy"] = weighted_mean(jnp.mean(hits.reshape(hits.shape[0], -1), -1), batch)
-        return {"supervised": weighted_mean(per_example, batch)}, ({**state, "model": new}, aux)
+            aux["accuracy"] = weighted_mean(hits, batch)
+        return {"supervised": weighted_mean(values, batch)}, ({**state, "model": new}, aux)
 
     def predict(params, state, batch, ctx):
         outputs, _ = model.apply(params["model"], state["model"], batch["x"], train=False, key=ctx.fold("model").key)
@@ -106,13 +107,18 @@ def _shape_of(model, params, state, x, output):
     return outputs[output].shape
 
 
-def _check_data(x, y, shape, target):
+def _check_data(batch, target, shape):
     """What can only be seen in the values, while they are concrete."""
+    x, y = batch["x"], batch[target]
     if len(x) != len(y):
         raise ValueError(f"batch: x has {len(x)} rows and {target} has {len(y)}; they must agree")
-    if concrete(x) and np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
-        bad = np.flatnonzero(~np.isfinite(np.asarray(x)).reshape(len(x), -1).all(-1))
-        raise ValueError(f"batch: x is not finite in {len(bad)} rows, the first is row {bad[0]}; clean the data")
+    for name in {"x", target, "weight"} & batch.keys():
+        values = batch[name]
+        if concrete(values) and jnp.issubdtype(values.dtype, jnp.floating) and not np.isfinite(values).all():
+            bad = np.flatnonzero(~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(-1))
+            raise ValueError(f"batch: {name} is not finite in {len(bad)} rows, the first is row {bad[0]}; clean the data")
+    if "weight" in batch and concrete(batch["weight"]) and np.min(batch["weight"], initial=0) < 0:
+        raise ValueError(f"batch: weight goes down to {np.min(batch['weight'])}; weights are 0 (padding) or more")
     _fits(shape, y, target)
     if concrete(y) and np.size(y) and len(shape) == y.ndim + 1:
         low, high = np.asarray(y).min(), np.asarray(y).max()
@@ -178,6 +184,9 @@ def sharpness(child: Objective, rho: float) -> Objective:
 def averaged(child: Objective, decay: "float | Callable" = 0.999, name: str = "average") -> Objective:
     """Predicts with an exponential moving average of the params; training does not see it (Polyak and Juditsky, 1992).
 
+    Order: it stands outside what adapts weights of its own. ``averaged(maml(x))`` adapts the average; ``maml(averaged(x))``
+    would answer with the average and not with the adapted weights.
+
     Args:
       decay: weight of the past in [0, 1), or a function of the step; 0 predicts as the child does. Batch statistics are
         the child's own.
@@ -198,8 +207,9 @@ def averaged(child: Objective, decay: "float | Callable" = 0.999, name: str = "a
         return params, {**state, name: average}
 
     def predict(params, state, batch, ctx):
-        del params
-        return inner.predict(state[name], state, batch, ctx)
+        # the value is the average; the derivative is that of params, which a Fisher information asks for
+        average = jax.tree.map(lambda a, p: a + (p - jax.lax.stop_gradient(p)), state[name], params)
+        return inner.predict(average, state, batch, ctx)
 
     def boundary(params, state, batches, ctx, event):
         new, state = inner.boundary(params, state, batches, ctx, event)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,7 +63,8 @@ class Trainer:
         plateau schedules work unwrapped.
       aggregate: combines the gradients of the named losses (`pcgrad`); None sums the losses.
       microbatches: gradient accumulation: the batch is cut into this many equal parts, run one after the other. State
-        threads through them, ``after`` runs once, and losses that couple a batch's examples see a part at a time.
+        threads through them, ``after`` runs once, and losses that couple a batch's examples see a part at a time; a memory
+        replays in every part.
       mesh: devices; the batch is split over the first axis of the mesh and the state is kept on every device. Losses
         are written over the whole batch, so the result is that of one device.
 
@@ -118,8 +120,9 @@ class Trainer:
         Raises:
           ValueError: what does not fit, before anything is compiled.
         """
+        self._fits(np.shape(jax.tree.leaves(batch)[0])[0])
         check(self.objective, batch)
-        key = jax.random.key(key) if isinstance(key, int) else key
+        key = jax.random.key(int(key)) if isinstance(key, numbers.Integral) else key
         return self._init(key, batch)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
@@ -128,7 +131,7 @@ class Trainer:
         Returns:
           the new state, and metrics as device scalars: every named loss, "loss" (their sum) and the objective's ``aux``.
         """
-        self._fits(batch)
+        self._fits(np.shape(jax.tree.leaves(batch)[0])[0])
         return self._step(state, batch)
 
     def scan(self, state: TrainState, source: Any, n: int) -> tuple[TrainState, dict]:
@@ -143,6 +146,7 @@ class Trainer:
         Returns:
           the new state, and metrics stacked over the `n` updates.
         """
+        self._fits(getattr(source, "batch_size", self._parts))
         chunk = source.chunk(state.step, n)
         return self._scan(state, chunk, n)
 
@@ -169,8 +173,7 @@ class Trainer:
         """The objective's answer to a batch in evaluation mode: "logits", "features", ..., one row an example."""
         return self._predict(state, batch)
 
-    def _fits(self, batch: Batch) -> None:
-        rows = np.shape(jax.tree.leaves(batch)[0])[0]
+    def _fits(self, rows: int) -> None:
         if rows % self._parts:
             raise ValueError(f"batch: {rows} rows do not divide into {self._parts} equal parts (microbatches x devices)")
 
@@ -238,6 +241,8 @@ def pure(objective: Objective, optimizer, aggregate=None, microbatches: int = 1,
             logger.warning('boundary "%s" changed the structure of params: the next step compiles anew', event)
             opt_state = _transplant(opt_state, optimizer.init(split_taps(params)[0]))
             if aggregate is not None:
+                if batches is None:
+                    raise ValueError("batches=None: the aggregator starts anew on changed params; pass the task's batches")
                 first = jax.tree.map(lambda leaf: leaf[0], batches)
                 aggregate_state = _transplant(aggregate_state, aggregate_init(params, state, first, ctx))
         task = whole.task + (event == "end")

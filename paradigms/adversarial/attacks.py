@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from paradigms.adversarial.threat import Threat
-from paradigms.objective import Tree, fold
+from paradigms.objective import Tree, concrete, fold
 
 Attack = Callable[[Callable[[Tree], jax.Array], Tree, jax.Array], Tree]
 
@@ -30,9 +30,16 @@ def pgd(
 
     Returns:
       an attack that gives the last iterate; `x` may be a tree of inputs, each float with the example axis first.
+
+    Raises:
+      ValueError: negative steps or step size, bounds out of order, or (at the call) inputs that are not floats.
     """
     if steps < 0:
         raise ValueError(f"steps={steps}: must be 0 or more")
+    if step_size is not None and concrete(step_size) and not step_size >= 0:
+        raise ValueError(f"step_size={step_size}: must be 0 or more, in the units of the input")
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds={bounds}: give the smallest and the largest value of an input")
     size = 2.5 * threat.radius / max(steps, 1) if step_size is None else step_size
 
     def attack(loss, x, key):

@@ -46,6 +46,9 @@ def l2(radius: float) -> Threat:
         return radius * _rows(distance, x) * direction(jax.random.normal(to, x.shape, x.dtype))
 
     def direction(grad):
+        # first to a largest entry of 1: the squares of a confident network's gradients underflow
+        largest = jnp.max(jnp.abs(grad.reshape(grad.shape[0], -1)), -1)
+        grad = grad / _rows(jnp.where(largest > 0, largest, 1), grad)
         return grad / _rows(jnp.maximum(_norm(grad), 1e-12), grad)
 
     def project(delta):
@@ -55,7 +58,7 @@ def l2(radius: float) -> Threat:
 
 
 def _check(radius):
-    if concrete(radius) and radius < 0:
+    if concrete(radius) and not radius >= 0:
         raise ValueError(f"radius={radius}: must be 0 or more, in the units of the input")
 
 

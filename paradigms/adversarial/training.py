@@ -1,6 +1,7 @@
 """Adversarial training: the child's losses on inputs that an attack has chosen."""
 
 import jax
+from jax.tree_util import DictKey
 
 from paradigms.adversarial.attacks import Attack
 from paradigms.batch import inputs, with_inputs
@@ -25,10 +26,21 @@ def adversarial(child: Objective, attack: Attack) -> Objective:
     def losses(params, state, batch, ctx):
         fixed = jax.lax.stop_gradient((params, state))
 
-        def harm(x):
-            return total(child.losses(*fixed, with_inputs(batch, x), ctx)[0])
+        clean = inputs(batch)
 
-        x = jax.lax.stop_gradient(attack(harm, inputs(batch), ctx.fold("attack").key))
-        return child.losses(params, state, with_inputs(batch, x), ctx)
+        def attacked(x):
+            return with_inputs(batch, jax.tree.map(lambda rows, leaf: rows.reshape(leaf.shape), x, clean))
+
+        def harm(x):
+            return total(child.losses(*fixed, attacked(x), ctx)[0])
+
+        x = attack(harm, jax.tree.map_with_path(_examples, clean), ctx.fold("attack").key)
+        return child.losses(params, state, attacked(jax.lax.stop_gradient(x)), ctx)
 
     return child._replace(losses=losses)
+
+
+def _examples(path, leaf):
+    """An example a row: the tasks of an episode and their rows become one axis, so that each has a budget of its own."""
+    episode = any(part in (DictKey("support"), DictKey("query")) for part in path)
+    return leaf.reshape(-1, *leaf.shape[2:]) if episode else leaf

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.experimental import checkify
 
-from paradigms.batch import rows
-from paradigms.objective import Context, Objective, Tree, concrete, copy, hide, own
+from paradigms.objective import Batch, Context, Objective, Tree, concrete, copy, hide, own
 
 Importance = Callable[[Objective, Tree, Tree, Tree, Context], Tree]
 
@@ -18,7 +17,8 @@ def exact_fisher(child: Objective, params: Tree, state: Tree, batches: Tree, ctx
 
     Examples count by their weight; 0 is padding. The expectation over labels is exact, from ``child.predict``'s logits,
     so no labels are needed. An example with several rows of logits (an episode) is their product distribution: its rows'
-    informations add up.
+    informations add up. So do those of several tasks (`multitask`), each by the weights of its own batch. Memory grows with
+    batch x logits x params.
 
     Args:
       batches: stacked batches, leaves (n, batch, ...).
@@ -28,21 +28,38 @@ def exact_fisher(child: Objective, params: Tree, state: Tree, batches: Tree, ctx
     """
 
     def one(example):
-        def log_p(params):
-            single = jax.tree.map(lambda leaf: leaf[None], example)
-            logits = child.predict(params, state, single, ctx)[0]["logits"]
-            return jax.nn.log_softmax(logits.reshape(-1, logits.shape[-1]))
+        single = jax.tree.map(lambda leaf: leaf[None], example)
 
-        p = jnp.exp(log_p(params))
-        return jax.tree.map(lambda j: jnp.tensordot(p, j**2, 2), jax.jacrev(log_p)(params))
+        def log_p(params):
+            answers = _answers(child.predict(params, state, single, ctx)[0], single)
+            values = [jax.nn.log_softmax(logits.reshape(-1, logits.shape[-1])) for logits, _ in answers]
+            return values, (values, [weight for _, weight in answers])
+
+        jacobians, (values, weights) = jax.jacrev(log_p, has_aux=True)(params)
+
+        def information(value, weight, jacobian):
+            p = weight.astype(value.dtype) * jnp.exp(value)
+            return jax.tree.map(lambda j: jnp.tensordot(p, j**2, 2), jacobian)
+
+        return list(map(information, values, weights, jacobians)), weights
 
     def batch_sum(batch):
-        weight = batch["weight"] if "weight" in batch else jnp.ones(rows(batch))
-        summed = jax.tree.map(lambda f: jnp.tensordot(weight.astype(f.dtype), f, 1), jax.vmap(one)(batch))
-        return summed, jnp.sum(weight)
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, 0), jax.vmap(one)(batch))
 
-    sums, count = jax.lax.map(batch_sum, batches)
-    return jax.tree.map(lambda f: jnp.sum(f, 0) / jnp.maximum(jnp.sum(count), 1e-30).astype(f.dtype), sums)
+    sums, counts = jax.tree.map(lambda leaf: jnp.sum(leaf, 0), jax.lax.map(batch_sum, batches))
+    means = [
+        jax.tree.map(lambda f, n=count: f / jnp.maximum(n, 1e-30).astype(f.dtype), total)
+        for total, count in zip(sums, counts, strict=True)
+    ]
+    return jax.tree.map(lambda *tasks: sum(tasks[1:], start=tasks[0]), *means)
+
+
+def _answers(outputs: dict, batch: Batch) -> list[tuple[jax.Array, jax.Array]]:
+    """The logits for a batch of one example and its weight; of several tasks, those of each."""
+    tasks = {name: part for name, part in outputs.items() if isinstance(part, dict)}
+    if not tasks:
+        return [(outputs["logits"], jnp.ravel(batch.get("weight", jnp.ones(1)))[0])]
+    return [pair for name, part in tasks.items() for pair in _answers(part, batch.get(name, batch))]
 
 
 def ewc(child: Objective, weight: float, importance: Importance = exact_fisher, name: str = "ewc") -> Objective:
@@ -92,7 +109,12 @@ def ewc(child: Objective, weight: float, importance: Importance = exact_fisher, 
         new = importance(inner, held, state, batches, ctx.fold(name))
         some = jnp.any(jnp.stack([jnp.any(f > 0) for f in jax.tree.leaves(new)]))
         checkify.debug_check(some, f"{name}: the importance is zero everywhere; this estimator does not fit the objective")
-        fisher = jax.tree.map(jnp.add, state[name]["fisher"], new)
+        fisher = jax.tree.map(lambda old, new: _grown(old, new.shape) + new, state[name]["fisher"], new)
         return params, {**state, name: {"fisher": fisher, "anchor": copy(held)}}
 
     return inner._replace(init=init, losses=losses, boundary=boundary)
+
+
+def _grown(importance: jax.Array, shape: tuple) -> jax.Array:
+    """The importance of params that grew at their ends (new classes, new units): nothing is known of what is new."""
+    return jnp.pad(importance, [(0, after - before) for before, after in zip(importance.shape, shape, strict=True)])

@@ -12,8 +12,8 @@ def rehearsal(child: Objective, memory: Memory, size: int | None = None, name: s
     """Experience replay: the child's losses on the batch joined with `size` replayed rows (Chaudhry et al., 2019).
 
     One forward over the joint batch, whose mean is over stream and replay alike; the stream's rows are inserted after.
-    While the memory is empty the replayed rows repeat the stream's at weight 0, which equals the child exactly.
-    Predictions and boundaries are the child's.
+    While the memory is empty the replayed rows repeat the stream's at weight 0, which equals the child exactly (a child
+    with batch statistics: where `size` is a multiple of the batch). Predictions and boundaries are the child's.
 
     Order: ``rehearsal(adversarial(x))`` stores clean rows, ``adversarial(rehearsal(x))`` stores attacked ones.
 
@@ -22,12 +22,17 @@ def rehearsal(child: Objective, memory: Memory, size: int | None = None, name: s
       memory: what is kept and drawn, such as `reservoir`.
       size: rows replayed a step. Default: as many as the batch has. 0 is the child.
       name: the slot of ``state`` that holds the memory.
+
+    Raises:
+      ValueError: a negative size, or (at init) leaves of the batch that differ in rows.
     """
     if size is not None and size < 0:
         raise ValueError(f"size={size}: must be 0 or more")
     inner = hide(child, name)
 
     def init(key, batch):
+        if len({leaf.shape[0] for leaf in jax.tree.leaves(batch)}) > 1:
+            raise ValueError(f"batch: leaves have {jax.tree.map(len, batch)} rows; what is stored together must agree in rows")
         params, state = child.init(key, batch)
         return params, own(state, name, memory.init(batch))
 

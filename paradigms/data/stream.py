@@ -35,13 +35,14 @@ class Stream:
         return self.chunk(int(step), 1).batch(key, step)
 
     def chunk(self, step: int, n: int) -> Source:
-        """A `Source` with the batches of steps [step, step + n) on the device.
+        """A `Source` with the batches of steps [step, step + n) on the device; `step` may be one a run, all alike.
 
         With workers, reading of the n steps after these begins, to go on while the device works on these.
 
         Raises:
           ValueError: where n < 1 or step < 0.
         """
+        step = int(np.ravel(step)[0])
         if n < 1 or step < 0:
             raise ValueError(f"asked for {n} batches from step {step}: n must be >= 1 and step >= 0")
         rows = [self._read(i) for i in range(step, step + n)]

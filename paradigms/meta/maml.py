@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from paradigms.batch import rows, weighted_mean
-from paradigms.objective import Objective, merge, total
+from paradigms.objective import Objective, concrete, merge, total
 
 
 def maml(child: Objective, inner: optax.GradientTransformation, steps: int = 1) -> Objective:
@@ -55,6 +55,9 @@ def maml(child: Objective, inner: optax.GradientTransformation, steps: int = 1) 
         for part in ("support", "query"):
             if part not in batch:
                 raise ValueError(f'batch: maml needs {{"support": ..., "query": ...}} and got leaves {sorted(batch)}')
+            if all(map(concrete, jax.tree.leaves(batch[part]))):  # the values of all tasks, not of the first alone
+                examples = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch[part])
+                jax.eval_shape(lambda key, examples=examples: child.init(key, examples), key)
         return child.init(key, jax.tree.map(lambda leaf: leaf[0], batch["query"]))
 
     def losses(params, state, batch, ctx):

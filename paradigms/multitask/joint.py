@@ -8,7 +8,7 @@ import jax
 from paradigms.objective import Objective
 
 SHARED = ("model", "taps")
-RESERVED = (*SHARED, "logits", "features")
+RESERVED = (*SHARED, "logits", "features", "x", "y", "task", "weight", "index", "support", "query")
 
 
 def multitask(objectives: Mapping[str, Objective]) -> Objective:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from paradigms.objective import Aggregator
 
@@ -11,18 +12,22 @@ def pcgrad() -> Aggregator:
     algorithm 1).
 
     The running gradient is projected against the others' original ones. Every one of these vectors is a combination of
-    the gradients, so only the matrix of their inner products is needed. Gradients that do not conflict are summed.
+    the gradients, so only the matrix of their inner products is needed. Gradients that do not conflict are summed. As in
+    the paper the projections concern shared weights: arrays on which every loss has a gradient. Those of single tasks,
+    such as heads, get the plain sum.
     """
 
     def combine(grads, losses, state, ctx):
         del losses
         names = list(grads)
-        gram = jnp.stack([jnp.stack([_inner(grads[a], grads[b]) for b in names]) for a in names])
+        shared = jax.tree.map(lambda *g: jnp.all(jnp.stack([jnp.any(x != 0) for x in g])), *grads.values())
+        common = [jax.tree.map(lambda s, x: jnp.where(s, x, 0), shared, grads[name]) for name in names]
+        gram = jnp.stack([jnp.stack([optax.tree.vdot(a, b) for b in common]) for a in common])
 
         def project(key, start):
             def against(c, j):  # c: the running gradient as coefficients of the original ones
                 dot = c @ gram[:, j]
-                step = jnp.where((dot < 0) & (j != start), dot / jnp.maximum(gram[j, j], 1e-12), 0.0)
+                step = jnp.where((dot < 0) & (j != start), dot / jnp.where(gram[j, j] > 0, gram[j, j], 1.0), 0.0)
                 return c.at[j].add(-step), None
 
             order = jax.random.permutation(key, len(names))
@@ -30,14 +35,12 @@ def pcgrad() -> Aggregator:
 
         keys = jax.random.split(ctx.key, len(names))
         weights = jax.vmap(project)(keys, jnp.arange(len(names))).sum(0)
-        direction = jax.tree.map(
-            lambda *g: sum((weights[i].astype(x.dtype) * x for i, x in enumerate(g)), start=jnp.zeros_like(g[0])),
-            *(grads[name] for name in names),
-        )
-        return direction, state
+
+        def combined(s, *g):
+            return sum(
+                (jnp.where(s, w, 1.0).astype(x.dtype) * x for w, x in zip(weights, g, strict=True)), start=jnp.zeros_like(g[0])
+            )
+
+        return jax.tree.map(combined, shared, *grads.values()), state
 
     return Aggregator(lambda params, names: (), combine)
-
-
-def _inner(a, b):
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

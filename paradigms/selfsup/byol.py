@@ -34,15 +34,18 @@ def byol(
       name: the slot of ``state`` that holds the target.
 
     Returns:
-      an objective with one loss, "byol"; ``aux`` has "feature_std", which goes to 0 when the representation collapses.
+      an objective with one loss, "byol"; ``aux`` has "feature_std", the spread of the unit projections over the batch, which
+      goes to 0 when they collapse.
       ``predict`` gives the encoder's outputs.
     """
     if not callable(momentum) and concrete(momentum) and not 0 <= momentum <= 1:
         raise ValueError(f"momentum={momentum}: must be in [0, 1]")
 
     def project(params, state, x, key, train):
-        outputs, encoder = model.apply(params["model"], state["model"], x, train=train, key=key)
-        z, head = projector.apply(params["projector"], state["projector"], outputs["features"], train=train, key=key)
+        keys = fold(key, "model"), fold(key, "projector")  # a key a network, or their dropout masks are alike
+        outputs, encoder = model.apply(params["model"], state["model"], x, train=train, key=keys[0])
+        features = outputs["features"]
+        z, head = projector.apply(params["projector"], state["projector"], features, train=train, key=keys[1])
         return z["logits"], {"model": encoder, "projector": head}
 
     def init(key, batch):
@@ -53,7 +56,7 @@ def byol(
             raise ValueError(f'model: byol needs an output "features" and got {sorted(outputs)}')
         features = jnp.zeros(outputs["features"].shape, outputs["features"].dtype)
         params["projector"], state["projector"] = projector.init(fold(key, "projector"), features)
-        projection = jax.eval_shape(lambda: project(params, state, batch["x"], None, train=False)[0])
+        projection = jax.eval_shape(lambda: project(params, state, batch["x"], key, train=False)[0])
         params["predictor"], state["predictor"] = predictor.init(
             fold(key, "predictor"), jnp.zeros(projection.shape, projection.dtype)
         )
@@ -70,12 +73,13 @@ def byol(
             key = ctx.fold(f"dropout{i}").key
             z, moved = project(params, online, here, key, ctx.train)
             online = {**online, **moved}
-            q, head = predictor.apply(params["predictor"], online["predictor"], z, train=ctx.train, key=key)
+            head = online["predictor"]
+            q, head = predictor.apply(params["predictor"], head, z, train=ctx.train, key=fold(key, "predictor"))
             online = {**online, "predictor": head}
-            goal, slow = project(target, slow, there, key, ctx.train)
+            goal, slow = project(target, slow, there, fold(key, "target"), ctx.train)
             q, goal = _unit(q["logits"]), jax.lax.stop_gradient(_unit(goal))
             distance = distance + weighted_mean(jnp.sum((q - goal) ** 2, -1), batch)
-            spread = spread + jnp.mean(jnp.std(_unit(z), 0)) / 2
+            spread = spread + _spread(_unit(z), batch) / 2
         state = {**online, name: {"params": state[name]["params"], "state": slow}}
         return {"byol": distance}, (state, {"feature_std": spread})
 
@@ -93,6 +97,12 @@ def byol(
         return params, {**state, name: {**state[name], "params": slow}}
 
     return Objective(init, losses, predict, after)
+
+
+def _spread(z, batch):
+    """The mean over dimensions of the standard deviation over examples, by their weights."""
+    mean = lambda values: jax.vmap(lambda v: weighted_mean(v, batch), 1)(values)
+    return jnp.mean(jnp.sqrt(mean((z - mean(z)[None]) ** 2)))
 
 
 def _unit(x):
