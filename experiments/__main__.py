@@ -63,12 +63,12 @@ def launch(name: str, flags: Sequence[str], root: pathlib.Path = HERE) -> int:
     flat = tyro.conf.arg(name="")
     fields = [("config", Annotated[module.Config, flat]), ("options", Annotated[Options, flat])]
     both = dataclasses.make_dataclass("Flags", fields, frozen=True)
-    flags_given = tyro.cli(both, args=list(flags), prog=f"python -m {root.name} {name}", description=module.__doc__)
-    _cache()
     try:
+        flags_given = tyro.cli(both, args=list(flags), prog=f"python -m {root.name} {name}", description=module.__doc__)
+        _cache()
         folder, result = execute(module, name, flags_given.config, flags_given.options, root)
-    except (ValueError, FileNotFoundError) as error:
-        return fail(error, flags_given.options.debug)
+    except (ValueError, OSError) as error:
+        return fail(error, "--debug" in flags)
     except KeyboardInterrupt:
         print("interrupted; --resume FOLDER goes on", file=sys.stderr)
         return 130
@@ -94,19 +94,19 @@ def fail(error: Exception, debug: bool = False) -> int:
 def main(arguments: Sequence[str] | None = None, root: pathlib.Path = HERE) -> int:
     """The command line: a list, ``table [README.md]``, or ``<experiment> [flags]``; returns the exit code."""
     name, *flags = list(sys.argv[1:] if arguments is None else arguments) or [""]
-    if not name:
-        listing(root)
-        return 0
-    if name in ("-h", "--help"):
-        print(f"usage: python -m {root.name} [table [README.md] | <experiment> [flags]]\n")
-        listing(root)
-        return 0
-    if name == "table":
-        try:
+    if name in ("", "-h", "--help") or (name == "table" and {"-h", "--help"} & {*flags}):
+        if name:
+            print(f"usage: python -m {root.name} [table [README.md] | <experiment> [flags]]\n")
+        name = ""
+    try:
+        if not name:
+            listing(root)
+            return 0
+        if name == "table":
             print(table(root)) if not flags else update_readme(flags[0], root)
-        except (ValueError, FileNotFoundError) as error:
-            return fail(error)
-        return 0
+            return 0
+    except (ValueError, OSError) as error:
+        return fail(error)
     names, name = list(find(root)), name.removesuffix(".py").replace("/", ".")
     if name not in names:
         by_end = [known for known in names if known.rpartition(".")[2] == name]

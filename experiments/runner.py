@@ -2,7 +2,8 @@
 
 An experiment is a file ``<paradigm>/<benchmark>.py``, or ``tour.py``, with a docstring (its first line is the summary
 in the list), a frozen dataclass ``Config``, ``run(config, folder) -> {metric: number or list over seeds}``, and
-optionally ``PUBLISHED = {metric: {"mean": ..., "std": ..., "source": ...}}`` and ``PROTOCOL = "..."``, both literals.
+optionally ``PUBLISHED = {metric: {"mean": ..., "std": ..., "source": ...}}``, ``PROTOCOL = "..."`` and ``CHOICES``, the
+names of settings that choose among published protocols, all literals.
 Larger arrays that ``run`` returns, such as a confusion matrix, go to ``arrays.npz`` and the report. Nothing but
 literals is read for the list, so it does not import jax.
 """
@@ -42,9 +43,9 @@ class Options:
     out: pathlib.Path = pathlib.Path("runs")
     """Folder of runs; this one goes to OUT/<experiment>/<id>."""
     resume: pathlib.Path | None = None
-    """Folder of a run that was cut short, to go on in; the other flags must be those it was started with."""
+    """Folder of a run that was cut short: from the checkpoints it has, it goes on. The other flags must be the same."""
     save_result: bool = False
-    """Also write the result to experiments/results, from which the README's table is made."""
+    """Also write the result to experiments/results, from which the README's table is made; with the default settings."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -74,8 +75,19 @@ def _entry(name: str, tree: ast.Module) -> Entry | None:
 
 def results(root: pathlib.Path = HERE) -> dict[str, dict]:
     """The contents of ``results/*.json`` by experiment."""
-    loaded = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((root / "results").glob("*.json"))]
+    loaded = map(_read, sorted((root / "results").glob("*.json")))
     return {result["experiment"]: result for result in loaded}
+
+
+def _read(path: pathlib.Path) -> dict:
+    """The object in a JSON file; a ValueError that names the file where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); give another path, or restore the file") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not an object; restore the file")
+    return content
 
 
 def shown(number: dict | None, spread: str = "interval95") -> str:
@@ -143,10 +155,12 @@ def open_folder(name: str, config: dict, options: Options) -> pathlib.Path:
     """The folder of a new run, with ``config.json`` in it, or of the one to resume.
 
     Raises:
-      ValueError: the run to resume has another configuration. FileNotFoundError: it is none.
+      ValueError: the folder to resume is not one of a run of this experiment, or it has another configuration.
     """
     if options.resume is not None:
-        stored = json.loads((options.resume / "config.json").read_text(encoding="utf-8"))
+        stored = _read(options.resume / "config.json")
+        if (other := options.resume.resolve().parent.name) != name:
+            raise ValueError(f"--resume {options.resume}: holds a run of {other}; give a folder OUT/{name}/<id>")
         if changed := sorted(key for key in {*stored, *config} if stored.get(key) != config.get(key)):
             was = {key: stored.get(key) for key in changed}
             raise ValueError(f"--resume {options.resume}: started with {was}; give the same flags")
@@ -223,8 +237,16 @@ def versions() -> dict[str, str]:
 def execute(module: Any, name: str, config: Any, options: Options, root: pathlib.Path = HERE) -> tuple[pathlib.Path, dict]:
     """Runs one experiment and writes ``config.json``, ``result.json`` and ``report.html``; their folder and the result.
 
-    ``seconds`` in the result are those of this process; a resumed run counts from where it went on.
+    A run that had ended is not run again: its result is given. ``seconds`` in the result are those of this process; a
+    resumed run counts from where it went on.
     """
+    if options.save_result:
+        _check_default(module, config)
+    if options.resume is not None and (options.resume / "result.json").exists():
+        folder = open_folder(name, _json(config), options)
+        result = _read(folder / "result.json")
+        _save(result, options, root)
+        return folder, result
     import numpy as np
 
     from paradigms import logging, report
@@ -248,10 +270,8 @@ def execute(module: Any, name: str, config: Any, options: Options, root: pathlib
 
     if arrays:
         np.savez(folder / "arrays.npz", **arrays)  # pyright: ignore[reportArgumentType]
-    text = json.dumps(result, indent=2) + "\n"
-    _write(folder / "result.json", text)
-    if options.save_result:
-        _write(root / "results" / f"{name}.json", text)
+    _write(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    _save(result, options, root)
     if not (folder / "report.html").exists() or options.resume is not None:
         logs = sorted(folder.rglob("*.jsonl"))
         history = {str(log.relative_to(folder).with_suffix("")): logging.read(log) for log in logs}
@@ -260,3 +280,33 @@ def execute(module: Any, name: str, config: Any, options: Options, root: pathlib
         report.html(folder / "report.html", name, plain, history, page)
 
     return folder, result
+
+
+def _check_default(module: Any, config: Any) -> None:
+    """Refuses to save numbers that are not those of the protocol; more or fewer seeds are."""
+    free = {"seeds", "key", *getattr(module, "CHOICES", ())}
+    default = module.Config()
+    fields = [field.name for field in dataclasses.fields(config) if field.name not in free]
+    changed = {field: getattr(config, field) for field in fields if getattr(config, field) != getattr(default, field)}
+    if changed:
+        raise ValueError(f"--save-result: {changed} is not the protocol's; leave these settings at their defaults")
+
+
+def _save(result: dict, options: Options, root: pathlib.Path) -> None:
+    """Writes the result from which the table is made; metrics of another choice of the protocol stay beside it."""
+    if not options.save_result:
+        return
+    path = root / "results" / f"{result['experiment']}.json"
+    before = _read(path)["metrics"] if path.exists() else {}
+    _write(path, json.dumps({**result, "metrics": {**before, **result["metrics"]}}, indent=2) + "\n")
+
+
+def require(config: Any, **limits: float) -> None:
+    """Checks the settings of a ``Config`` from its ``__post_init__``: each at least as large as its limit.
+
+    Raises:
+      ValueError: one is not, by its flag.
+    """
+    for name, least in limits.items():
+        if not getattr(config, name) >= least:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be {least} or more")

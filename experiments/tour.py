@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 import paradigms as pd
+from experiments.runner import require
 from paradigms import data, fit, logging, nn
 from paradigms.evaluation import evaluate
 from paradigms.metrics import classification
@@ -31,6 +32,10 @@ class Config:
     radius: float = 0.1
     """Size of adversarial perturbations, in pixel units."""
     epochs: int = 40
+    """Of the first three stops; meta-learning, continual and self-supervised training have lengths of their own."""
+
+    def __post_init__(self):
+        require(self, seeds=1, radius=0, epochs=1)
 
 
 def run(config: Config, folder: pathlib.Path) -> dict:

@@ -85,7 +85,7 @@ def fit(
         if value < 1:
             raise ValueError(f"{name}={value}: must be 1 or more")
     for name, value in (("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every or chunk)):
-        if value % chunk:
+        if value < 1 or value % chunk:
             raise ValueError(f"{name}={value}: must be a multiple of chunk={chunk}")
     if patience is not None and (validation is None or patience < 1):
         raise ValueError(f"patience={patience}: counts evaluations, 1 or more, of a validation split; pass validation as well")
@@ -106,6 +106,8 @@ def fit(
         history: list[dict] = []
         done = 0
         if resume and home is not None and saves is not None and (latest := saves.latest()) is not None:
+            if latest > steps:
+                raise ValueError(f"steps={steps}: the run in {str(home)!r} has made {latest} already; give as many or more")
             state, track.tree = saves.load(latest, (state, track.tree))
             rows = logging.read(home / "metrics.jsonl")
             history, done = [row for row in rows if row["step"] <= latest], latest

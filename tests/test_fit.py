@@ -49,6 +49,30 @@ def test_resumed_run_equals_one_that_was_not_stopped(trainer, tmp_path):
     assert [json.loads(line)["step"] for line in lines[0].splitlines()] == [10, 20, 30, 40, 50, 60]
 
 
+def test_a_used_folder_is_refused_and_an_ended_run_is_not_shortened(tmp_path):
+    pd.fit(SINGLE, SOURCE, 20, chunk=10, folder=tmp_path, log=SILENT)
+    with pytest.raises(ValueError, match="resume=True"):
+        pd.fit(SINGLE, SOURCE, 10, chunk=10, folder=tmp_path, log=SILENT)
+    with pytest.raises(ValueError, match=r"steps=10.*20"):
+        pd.fit(SINGLE, SOURCE, 10, chunk=10, folder=tmp_path, resume=True, log=SILENT)
+
+
+def test_a_run_that_goes_on_from_between_chunks_meets_its_evaluations(tmp_path):
+    options = {"chunk": 10, "validation": VALIDATION, "folder": tmp_path, "log": SILENT}
+    pd.fit(SINGLE, SOURCE, 25, **options)
+    longer = pd.fit(SINGLE, SOURCE, 45, resume=True, **options)
+    assert [row["step"] for row in longer.history if "validation/loss" in row] == [10, 20, 25, 30, 40, 45]
+
+
+def test_a_diverged_run_is_never_the_best(caplog):
+    weak = pd.Trainer(pd.supervised(LINEAR), optax.sgd(float("nan")))
+    zeros = {**VALIDATION, "y": np.zeros_like(VALIDATION["y"])}  # what NaN would be right about as class 0
+    run = pd.fit(weak, SOURCE, 30, chunk=10, validation=zeros, log=SILENT)
+    assert not np.isfinite(run.history[-1]["validation/loss"])
+    assert np.isfinite(run.best.params["model"]["w"]).all()
+    assert "initial" in caplog.text
+
+
 def test_best_is_the_best_of_validation():
     run = pd.fit(MANY, SOURCE, 60, chunk=10, validation=VALIDATION, log=SILENT)
     curve = np.stack([row["validation/accuracy"] for row in run.history])
@@ -83,6 +107,9 @@ BAD = {
     "evaluate_every": ({"evaluate_every": 15}, "multiple of chunk"),
     "resume": ({"resume": True}, "folder"),
     "patience": ({"patience": 0, "validation": VALIDATION}, "patience=0"),
+    "patience of nothing": ({"patience": 2}, "pass validation"),
+    "checkpoints nowhere": ({"checkpoint_every": 10}, "folder"),
+    "evaluate_every below 0": ({"evaluate_every": -10}, "multiple of chunk"),
 }
 
 

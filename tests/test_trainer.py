@@ -76,6 +76,22 @@ def test_microbatches_equal_the_whole_batch(parts):
     close(a.params, b.params, 1e-4, 1e-5)
 
 
+def test_microbatches_count_by_their_weight():
+    batch = {**BATCH, "weight": np.array([1, 1, 1, 0, 0.5, 0, 0, 0], np.float32)}
+    whole, parted = (pd.Trainer(pd.supervised(linear()), optax.sgd(0.1), microbatches=n) for n in (1, 4))
+    (a, first), (b, second) = run(whole, batch=batch), run(parted, batch=batch)
+    close((a.params, first), (b.params, second))
+
+
+def test_rows_that_do_not_divide_are_refused_at_init_and_in_a_scan():
+    trainer = pd.Trainer(pd.supervised(linear()), optax.sgd(0.1), microbatches=3)
+    with pytest.raises(ValueError, match="8 rows do not divide into 3"):
+        trainer.init(0, BATCH)
+    six = jax.tree.map(lambda leaf: leaf[:6], BATCH)
+    with pytest.raises(ValueError, match="8 rows do not divide into 3"):
+        trainer.scan(trainer.init(np.int64(0), six), source(BATCH), 2)
+
+
 def test_microbatches_run_after_once():
     objective = pd.averaged(pd.supervised(linear()), decay=0.9)
     trainer = pd.Trainer(objective, optax.sgd(0.1), microbatches=4)

@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import optax
 
 import paradigms as pd
+from experiments.runner import require
 from paradigms import data, fit, nn
 from paradigms.evaluation import evaluate
 from paradigms.metrics import classification
 
 PROTOCOL = "45,000 / 5,000 / 10,000; last weights, no test-time augmentation; interval over seeds"
+CHOICES = ("recipe",)
 PUBLISHED = {
     "standard/accuracy": {"mean": 0.960, "source": "airbench repository: ResNet-18, standard recipe"},
     "fast/accuracy": {"mean": 0.9401, "source": "airbench94, mean of about 200 runs"},
@@ -38,13 +40,16 @@ class Config:
     batch_size: int = 512
     key: int = 0
 
+    def __post_init__(self):
+        require(self, seeds=1, batch_size=1, **({} if self.steps is None else {"steps": 1}))
+
 
 def run(config: Config, folder: pathlib.Path) -> dict:
     cifar = data.load("cifar10", validation=5000)
     augment = data.augment(data.flip(), data.crop(padding=4, mode="reflect"))
     source = data.resident(cifar.train, config.batch_size, transform=augment)
     epochs = {"fast": 16, "standard": 200}[config.recipe]
-    steps = config.steps or epochs * source.steps_per_epoch
+    steps = epochs * source.steps_per_epoch if config.steps is None else config.steps
     trainer = pd.vectorize(lambda: make(config, cifar, steps), seeds=config.seeds)
     chunk = min(source.steps_per_epoch, steps)
     done = fit(

@@ -15,11 +15,12 @@ import numpy as np
 import optax
 
 import paradigms as pd
+from experiments.runner import require
 from paradigms import data, fit, logging, nn
 from paradigms.evaluation import evaluate
 from paradigms.metrics import classification
 
-PROTOCOL = "stratified 10-fold, shuffled with seed 0; last weights; mean over folds, interval over seeds"
+PROTOCOL = "stratified 10-fold, shuffled with seed 0, inputs scaled alike; last weights; mean over folds, interval over seeds"
 PUBLISHED = {
     "svc/accuracy": {"mean": 0.9905, "source": "scikit-learn SVC(gamma=0.001), 10-fold"},
     "mlp/accuracy": {"mean": 0.9805, "source": "scikit-learn MLPClassifier 256-256, 10-fold"},
@@ -41,6 +42,9 @@ class Config:
     smoothing: float = 0.1
     """Label smoothing."""
     dropout: float = 0.2
+
+    def __post_init__(self):
+        require(self, seeds=1, folds=2, epochs=1, batch_size=1, learning_rate=0, weight_decay=0)
 
 
 def run(config: Config, folder: pathlib.Path) -> dict:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import optax
 
 import paradigms as pd
+from experiments.runner import require
 from paradigms import data, fit, nn
 from paradigms.evaluation import evaluate
 from paradigms.metrics import classification
@@ -43,6 +44,11 @@ class Config:
     decay: float = 0.998
     """Of the average of the weights."""
     key: int = 0
+
+    def __post_init__(self):
+        require(self, seeds=1, mlp_epochs=1, cnn_epochs=1, batch_size=1, learning_rate=0, weight_decay=0)
+        if not self.networks:
+            raise ValueError("--networks: names no network; give mlp, cnn or both")
 
 
 def run(config: Config, folder: pathlib.Path) -> dict:

@@ -16,6 +16,7 @@ from paradigms import (
     from_functions,
     l2,
     linf,
+    maml,
     pgd,
     rehearsal,
     reservoir,
@@ -94,6 +95,39 @@ def test_each_example_has_a_ball_of_its_own():
     got = pgd(l2(0.1), 3, random_start=False)(lambda x: jnp.sum(scale * (x @ W)), X, KEY)
     expected = X + 0.1 * np.sign(scale)[:, None] * W / np.linalg.norm(W)
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_each_example_of_an_episode_has_a_ball_of_its_own():
+    seen = {}
+
+    def watch(loss, x, key):
+        attacked = pgd(l2(0.3), 3, bounds=(-9, 9))(loss, x, key)
+        seen.update(jax.tree.map(lambda after, before: np.asarray(after - before), attacked, x))
+        return attacked
+
+    model = from_functions(lambda key, x: {"w": jnp.asarray(W)[:, None] * jnp.ones((1, 3))}, lambda p, x: jnp.sin(x) @ p["w"])
+    part = {"x": X.reshape(2, 3, 4), "y": Y.reshape(2, 3)}
+    episodes = {"support": part, "query": part}
+    child = maml(supervised(model), optax.sgd(0.1))
+    params, state = child.init(KEY, episodes)
+    adversarial(child, watch).losses(params, state, episodes, context(KEY, train=True))
+    for part in ("support", "query"):
+        assert seen[part]["x"].shape == (6, 4)
+        assert norms(seen[part]["x"]).max() <= 0.3 + 1e-6
+    assert norms(seen["query"]["x"]).min() > 0.05
+
+
+def test_tiny_gradients_still_have_a_direction_of_unit_size():
+    grads = jnp.asarray(np.array([[3e-30, 4e-30], [0, 0]], np.float32))
+    np.testing.assert_allclose(l2(1.0).direction(grads), [[0.6, 0.8], [0, 0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: pgd(linf(0.1), 2, step_size=-1.0), lambda: pgd(linf(0.1), 2, bounds=(1, 0))])
+def test_settings_out_of_range(make):
+    with pytest.raises(ValueError, match=r"step_size=-1|bounds="):
+        make()
+    with pytest.raises(ValueError, match="radius=nan"):
+        linf(float("nan"))
 
 
 def test_bounds_hold_and_are_exact_under_linf():

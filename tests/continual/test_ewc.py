@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from paradigms import Trainer, context, ewc, exact_fisher, from_functions, from_nnx, supervised
+from paradigms import Trainer, averaged, context, ewc, exact_fisher, from_functions, from_nnx, multitask, supervised
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -55,6 +55,46 @@ def test_the_fisher_of_softmax_regression(x64):
     expected = regression_fisher(params, data["x"].reshape(-1, 2))
     for name, value in expected.items():
         np.testing.assert_allclose(fisher[name], value, rtol=1e-12)
+
+
+def test_the_fisher_of_several_tasks_is_the_sum_of_theirs(x64):
+    whole, child = batches(), regression()
+    data = {"a": whole, "b": {**batches(), "weight": RNG.integers(0, 2, (3, 4)).astype(float)}}
+    both = multitask({"a": child, "b": child})
+    params, state = both.init(KEY, first(data))
+    fisher = exact_fisher(both, params, state, data, context())["model"]
+    kept = data["b"]["x"][data["b"]["weight"] > 0]
+    a, b = (regression_fisher(params, x) for x in (whole["x"].reshape(-1, 2), kept))
+    for name in a:
+        np.testing.assert_allclose(fisher[name], a[name] + b[name], rtol=1e-12)
+
+
+def test_the_fisher_of_an_averaged_network_is_that_of_its_average():
+    data, child = batches(), averaged(regression(), 0.5)
+    params, state = child.init(KEY, first(data))
+    moved = jax.tree.map(lambda p: p + 1, params)
+    fisher = exact_fisher(child, moved, state, data, context())["model"]
+    for name, value in regression_fisher(params, data["x"].reshape(-1, 2)).items():
+        np.testing.assert_allclose(fisher[name], value, rtol=1e-4)
+
+
+def test_importance_of_a_network_that_grew_keeps_what_it_knew():
+    def init(key, x):
+        return {"w": jnp.ones((2, 1))}
+
+    base = supervised(from_functions(init, lambda p, x: x @ p["w"]))
+
+    def boundary(params, state, batches, ctx, event):
+        return {"model": {"w": jnp.concatenate([params["model"]["w"], jnp.zeros((2, 1))], 1)}}, state
+
+    ones = lambda child, params, state, batches, ctx: jax.tree.map(jnp.ones_like, params)
+    objective = ewc(base._replace(boundary=boundary), 1.0, importance=ones)
+    data = batches()
+    data["y"] = np.zeros_like(data["y"])
+    params, state = objective.init(KEY, first(data))
+    for expected in ([[1, 1]], [[2, 2, 1]]):
+        params, state = objective.boundary(params, state, data, context(), "end")
+        np.testing.assert_array_equal(state["ewc"]["fisher"]["model"]["w"], expected * 2)
 
 
 def test_the_fisher_of_a_network_by_loops(x64):

@@ -43,6 +43,19 @@ def test_two_conflicting_gradients_by_hand():
     np.testing.assert_allclose(combine([a, b]), [0.5, 1.5, 0, 0], rtol=1e-6)
 
 
+def test_heads_keep_their_gradients_and_do_not_count_in_the_projection():
+    a, b = {"trunk": jnp.array([1.0, 0]), "left": jnp.array([3.0])}, {"trunk": jnp.array([-1.0, 1]), "right": jnp.array([3.0])}
+    whole = {"trunk": jnp.zeros(2), "left": jnp.zeros(1), "right": jnp.zeros(1)}
+    out, _ = pcgrad().combine({"a": whole | a, "b": whole | b}, {}, (), context(KEY))
+    np.testing.assert_allclose(out["trunk"], [0.5, 1.5], rtol=1e-6)
+    np.testing.assert_array_equal([out["left"], out["right"]], [[3.0], [3.0]])
+
+
+def test_small_gradients_are_projected_as_large_ones():
+    a, b = np.array([1e-8, 0, 0, 0], np.float32), np.array([-1e-8, 1e-8, 0, 0], np.float32)
+    np.testing.assert_allclose(combine([a, b]), [0.5e-8, 1.5e-8, 0, 0], rtol=1e-5)
+
+
 def test_gradients_that_do_not_conflict_are_summed():
     a, b, c = np.abs(RNG.normal(size=(3, 4))).astype(np.float32)
     np.testing.assert_allclose(combine([a, b, c]), a + b + c, rtol=1e-6)
@@ -52,7 +65,7 @@ def test_gradients_that_do_not_conflict_are_summed():
 
 
 def test_three_gradients_follow_algorithm_1_in_some_order_and_in_every_order():
-    vectors = np.array([[1, 0.2, 0, 0], [-1, 1, 0.3, 0], [-0.3, -1, 0.5, 0.2]], np.float32)
+    vectors = np.array([[1, 0.2, 0.1, 0], [-1, 1, 0.3, 0], [-0.3, -1, 0.5, 0.2]], np.float32)
     ways = [[k for k in itertools.permutations(range(3)) if k.index(i) == 2] for i in range(3)]  # the others, then i
     possible = np.array([algorithm_1(vectors, orders) for orders in itertools.product(*ways)])
     keys = jax.random.split(KEY, 400)
