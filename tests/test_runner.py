@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +145,62 @@ def test_a_run_goes_on_in_its_folder_with_the_same_flags_alone(root, tmp_path, c
     assert only(tmp_path / "runs" / "toy.bench") == folder
     assert (folder / "result.json").exists()
     assert run(root, "--resume", "nowhere") == 2
+
+
+def test_a_run_that_ended_is_not_run_again(root, tmp_path, capsys):
+    assert run(root) == 0
+    folder = only(tmp_path / "runs/toy.bench")
+    before = (folder / "result.json").read_text()
+    (folder / "metrics.jsonl").unlink()
+    assert run(root, "--resume", str(folder), "--save-result") == 0
+    assert (folder / "result.json").read_text() == before
+    assert not (folder / "metrics.jsonl").exists()
+    assert json.loads((root / "results/toy.bench.json").read_text())["metrics"]["accuracy"]["mean"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").write_text("[1]"), "config.json: holds a list"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read"),
+        (lambda folder: folder.parent.rename(folder.parent.with_name("toy.other")), "config.json|run of toy.other"),
+    ],
+)
+def test_a_folder_that_is_no_run_s_is_named(root, tmp_path, damage, message, capsys):
+    assert run(root, "--fail", "value") == 2
+    folder = only(tmp_path / "runs/toy.bench")
+    damage(folder)
+    if not folder.exists():
+        folder = tmp_path / "runs/toy.other" / folder.name
+    capsys.readouterr()
+    assert run(root, "--fail", "value", "--resume", str(folder)) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+
+
+def test_only_the_protocol_s_numbers_are_saved(root, capsys):
+    assert run(root, "--rate", "0.5", "--save-result") == 2
+    assert "'rate': 0.5" in capsys.readouterr().err
+    assert not (root / "results").exists()
+    assert run(root, "--seeds", "2", "--save-result") == 0
+
+
+def test_a_damaged_result_is_named_in_one_line(root, capsys):
+    (root / "results").mkdir()
+    (root / "results/toy.bench.json").write_text("{")
+    for arguments in ([], ["table"]):
+        assert command.main(arguments, root) == 2
+        assert "toy.bench.json: cannot be read" in capsys.readouterr().err
+    assert command.main(["table", "--help"], root) == 2
+
+
+def test_settings_below_their_limit():
+    config = types.SimpleNamespace(batch_size=0, seeds=float("nan"))
+    for name, shown in (("batch_size", "--batch-size 0: must be 1"), ("seeds", "--seeds nan")):
+        with pytest.raises(ValueError, match=shown):
+            runner.require(config, **{name: 1})
 
 
 def test_only_a_run_that_is_told_to_writes_a_result_and_the_table_shows_it(root, tmp_path, capsys):
