@@ -55,7 +55,16 @@ def _hard(y: np.ndarray) -> np.ndarray:
 
 
 def cross_entropy(logits: Any, y: Any, weight: Any = None) -> float:
-    """Mean cross-entropy in nats of logits (..., C) for labels, integer (...) or soft (..., C)."""
+    """Mean cross-entropy in nats of logits (..., C) for labels, integer (...) or soft (..., C).
+
+    Args:
+      logits: (..., C), of any float dtype; computed in float64.
+      y: integer labels (...), 0 to C - 1, or soft labels (..., C), floats.
+      weight: (...) or (N,), 0 or more; rows of weight 0 are left out, whatever their label. Default: 1 for every row.
+
+    Raises:
+      ValueError: labels of another shape or beyond the logits, or no row of positive weight.
+    """
     from scipy.special import log_softmax
 
     logits, y, weight = _rows(logits, y, weight)
@@ -69,7 +78,16 @@ def cross_entropy(logits: Any, y: Any, weight: Any = None) -> float:
 
 
 def accuracy(logits: Any, y: Any, weight: Any = None) -> float:
-    """Share of rows whose largest logit is the label's; a soft label is its largest entry."""
+    """Share of rows whose largest logit is the label's; a soft label is its largest entry.
+
+    Args:
+      logits: (..., C), of any float dtype; computed in float64.
+      y: integer labels (...), 0 to C - 1, or soft labels (..., C), floats.
+      weight: (...) or (N,), 0 or more; rows of weight 0 are left out, whatever their label. Default: 1 for every row.
+
+    Raises:
+      ValueError: labels of another shape or beyond the logits, or no row of positive weight.
+    """
     from sklearn.metrics import accuracy_score
 
     logits, y, weight = _rows(logits, y, weight)
@@ -77,7 +95,17 @@ def accuracy(logits: Any, y: Any, weight: Any = None) -> float:
 
 
 def top_k(logits: Any, y: Any, k: int, weight: Any = None) -> float:
-    """Share of rows whose label is among the `k` largest logits; ties go to the smaller class, as in ``argmax``."""
+    """Share of rows whose label is among the `k` largest logits; ties go to the smaller class, as in ``argmax``.
+
+    Args:
+      logits: (..., C), of any float dtype; computed in float64.
+      y: integer labels (...), 0 to C - 1, or soft labels (..., C), floats.
+      k: 1 or more; 1 in each row where it is C or more and no logit is NaN.
+      weight: (...) or (N,), 0 or more; rows of weight 0 are left out, whatever their label. Default: 1 for every row.
+
+    Raises:
+      ValueError: labels of another shape or beyond the logits, or no row of positive weight.
+    """
     # Not scikit-learn's: it raises for the -inf of masked classes and for two classes.
     logits, y, weight = _rows(logits, y, weight)
     y = _hard(y)[:, None].astype(np.int64)
@@ -87,7 +115,16 @@ def top_k(logits: Any, y: Any, k: int, weight: Any = None) -> float:
 
 
 def confusion_matrix(logits: Any, y: Any, weight: Any = None) -> np.ndarray:
-    """Counts (C, C), true class by predicted class: int64, or float64 sums of the weights."""
+    """Counts (C, C), true class by predicted class: int64, or float64 sums of the weights.
+
+    Args:
+      logits: (..., C), of any float dtype; computed in float64.
+      y: integer labels (...), 0 to C - 1, or soft labels (..., C), floats.
+      weight: (...) or (N,), 0 or more; rows of weight 0 are left out, whatever their label. Default: 1 for every row.
+
+    Raises:
+      ValueError: labels of another shape or beyond the logits, or no row of positive weight.
+    """
     from sklearn.metrics import confusion_matrix as count
 
     logits, y, weight = _rows(logits, y, weight)
@@ -99,6 +136,14 @@ def precision_recall_f1(logits: Any, y: Any, weight: Any = None) -> tuple[np.nda
 
     0 where a class is only among the labels or only among the predictions; NaN where it is in neither, so that
     ``np.nanmean`` is scikit-learn's macro average.
+
+    Args:
+      logits: (..., C), of any float dtype; computed in float64.
+      y: integer labels (...), 0 to C - 1, or soft labels (..., C), floats.
+      weight: (...) or (N,), 0 or more; rows of weight 0 are left out, whatever their label. Default: 1 for every row.
+
+    Raises:
+      ValueError: labels of another shape or beyond the logits, or no row of positive weight.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -114,6 +159,15 @@ def expected_calibration_error(logits: Any, y: Any, bins: int = 15, weight: Any 
     """Mean over rows of |accuracy - confidence| in `bins` equal bins of the confidence (Guo et al. 2017), in [0, 1].
 
     The confidence is the largest probability; bins are closed on the right. NaN where a logit is.
+
+    Args:
+      logits: (..., C), of any float dtype; computed in float64.
+      y: integer labels (...), 0 to C - 1, or soft labels (..., C), floats.
+      bins: 1 or more.
+      weight: (...) or (N,), 0 or more; rows of weight 0 are left out, whatever their label. Default: 1 for every row.
+
+    Raises:
+      ValueError: labels of another shape or beyond the logits, or no row of positive weight.
     """
     from scipy.special import softmax
 
@@ -142,6 +196,11 @@ def classification(top: Sequence[int] = (5,), bins: int = 15, per_class: int = 1
     number of classes, ``ece`` (expected calibration error over `bins`), and up to `per_class` classes ``precision``,
     ``recall``, ``f1`` (macro averages over the classes that occur), ``per_class/precision``, ``per_class/recall``,
     ``per_class/f1`` (C,), and ``confusion`` (C, C), counts of true by predicted.
+
+    Args:
+      top: the k of ``top5`` and the like, 1 or more; those of C or more are left out.
+      bins: of the calibration error, 1 or more.
+      per_class: the most classes for which the metrics of single classes are computed.
 
     Raises (the function): ValueError for labels that are missing, of another shape, or beyond the logits.
     """
@@ -177,6 +236,9 @@ def multilabel(threshold: float = 0.5) -> Metrics:
     every label), ``label_accuracy`` (single labels right), ``precision``, ``recall``, ``f1`` (macro, 0 where
     undefined), ``micro_f1``, ``map`` (mean average precision over the labels that occur; NaN if none does, or where
     a logit is not finite) and ``per_class/f1`` (L,). A label is predicted where its probability exceeds `threshold`.
+
+    Args:
+      threshold: a probability, in [0, 1].
 
     Raises (the function): ValueError for labels that are missing, of another shape, or neither 0 nor 1.
     """

@@ -145,7 +145,9 @@ def html(
         parts += ["<h2>Learning curves</h2>", LEGEND]
         parts += [_picture(learning_curves(rows), name) for name, rows in histories.items() if _curves(rows)]
     for name, matrix in matrices.items():
-        parts += [f"<h2>{markup.escape(name)}</h2>", _picture(confusion(matrix.reshape(-1, *matrix.shape[-2:]).sum(0)))]
+        each = matrix.reshape(-1, *matrix.shape[-2:])
+        note = f"counts of {len(each)} runs together" if len(each) > 1 else ""
+        parts += [f"<h2>{markup.escape(name)}</h2>", _picture(confusion(each.sum(0)), note)]
     if figures:
         parts += ["<h2>Figures</h2>", *(_picture(figure, caption) for caption, figure in figures.items())]
     settings = [(markup.escape(str(key)), f"<code>{markup.escape(_setting(value))}</code>") for key, value in config.items()]

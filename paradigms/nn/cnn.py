@@ -16,8 +16,10 @@ from paradigms.nn.layers import (
     Numbers,
     average_pool,
     batch_norm,
+    check_image,
     convolution,
     current_batch_norm,
+    dropout_layer,
     flatten,
     linear_head,
     max_pool,
@@ -29,11 +31,6 @@ def _dense(in_features, features, dtype, rngs):
     return nnx.Linear(in_features, features, kernel_init=nnx.initializers.he_normal(), dtype=dtype, rngs=rngs)
 
 
-def _check(image, smallest):
-    if len(image) != 3 or min(image[:2]) < smallest:
-        raise ValueError(f"image={image} must be (height, width, channels), height and width at least {smallest}")
-
-
 class SmallCNN(nnx.Module):
     """Two 3x3 convolutions with batch normalisation and a hidden layer: the quick network for 28x28 images.
 
@@ -41,6 +38,21 @@ class SmallCNN(nnx.Module):
     normalise. ``features``: (B, hidden).
 
     Parameters by default: 421,834.
+
+    Args:
+      image: (height, width, channels) of the images, height and width at least 4.
+      classes: number of logits; 0 for none, the features alone.
+      channels: of the two convolutions.
+      hidden: width of the hidden layer.
+      dropout: the share of values dropped in training before and after the hidden layer, in [0, 1).
+      mean: subtracted from pixels in [0, 1]; a number, or one a channel.
+      std: divided by afterwards; positive, a number or one a channel.
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: an argument outside what is said above; in the call: images other than ``image``, or integers other
+        than uint8.
     """
 
     def __init__(
@@ -56,11 +68,11 @@ class SmallCNN(nnx.Module):
         dtype=None,
         rngs,
     ):
-        _check(image, 4)
+        check_image(image, 4)
         height, width, depth = image
         first, second = channels
         self.encoder = Chain(
-            normalize=Normalize(mean, std, dtype),
+            normalize=Normalize(mean, std, dtype, image),
             conv1=convolution(depth, first, use_bias=True, dtype=dtype, rngs=rngs),
             pool1=max_pool,
             norm1=batch_norm(first, dtype=dtype, rngs=rngs),
@@ -69,11 +81,11 @@ class SmallCNN(nnx.Module):
             pool2=max_pool,
             norm2=batch_norm(second, dtype=dtype, rngs=rngs),
             relu2=nnx.relu,
-            dropout1=nnx.Dropout(dropout),
+            dropout1=dropout_layer(dropout),
             flatten=flatten,
             linear=_dense((height // 4) * (width // 4) * second, hidden, dtype, rngs),
             relu3=nnx.relu,
-            dropout2=nnx.Dropout(dropout),
+            dropout2=dropout_layer(dropout),
         )
         self.head = linear_head(hidden, classes, dtype=dtype, rngs=rngs)
 
@@ -86,14 +98,26 @@ class LeNet(nnx.Module):
     """LeNet-5 with ReLU and max-pooling (LeCun et al., 1998). ``features``: (B, 84).
 
     Parameters by default: 61,706.
+
+    Args:
+      image: (height, width, channels) of the images, height and width at least 14.
+      classes: number of logits; 0 for none, the features alone.
+      mean: subtracted from pixels in [0, 1]; a number, or one a channel.
+      std: divided by afterwards; positive, a number or one a channel.
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: an argument outside what is said above; in the call: images other than ``image``, or integers other
+        than uint8.
     """
 
     def __init__(self, image=(28, 28, 1), classes=10, *, mean: Numbers = 0.0, std: Numbers = 1.0, dtype=None, rngs):
-        _check(image, 14)
+        check_image(image, 14)
         height, width, depth = image
         positions = ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2)
         self.encoder = Chain(
-            normalize=Normalize(mean, std, dtype),
+            normalize=Normalize(mean, std, dtype, image),
             conv1=convolution(depth, 6, 5, use_bias=True, dtype=dtype, rngs=rngs),
             relu1=nnx.relu,
             pool1=max_pool,
@@ -117,13 +141,25 @@ class WongCNN(nnx.Module):
     """The MNIST network of fast adversarial training (Wong et al., 2020): two strided 4x4 convolutions.
 
     ``features``: (B, 100). Parameters by default: 166,406.
+
+    Args:
+      image: (height, width, channels) of the images, height and width at least 4.
+      classes: number of logits; 0 for none, the features alone.
+      mean: subtracted from pixels in [0, 1]; a number, or one a channel.
+      std: divided by afterwards; positive, a number or one a channel.
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: an argument outside what is said above; in the call: images other than ``image``, or integers other
+        than uint8.
     """
 
     def __init__(self, image=(28, 28, 1), classes=10, *, mean: Numbers = 0.0, std: Numbers = 1.0, dtype=None, rngs):
-        _check(image, 4)
+        check_image(image, 4)
         height, width, depth = image
         self.encoder = Chain(
-            normalize=Normalize(mean, std, dtype),
+            normalize=Normalize(mean, std, dtype, image),
             conv1=convolution(depth, 16, 4, 2, padding=((1, 1), (1, 1)), use_bias=True, dtype=dtype, rngs=rngs),
             relu1=nnx.relu,
             conv2=convolution(16, 32, 4, 2, padding=((1, 1), (1, 1)), use_bias=True, dtype=dtype, rngs=rngs),
@@ -143,15 +179,28 @@ class TradesCNN(nnx.Module):
     """The MNIST network of TRADES (Zhang et al., 2019; after Carlini and Wagner, 2017); its last layer starts at zero.
 
     ``features``: (B, 200). Parameters by default: 312,202.
+
+    Args:
+      image: (height, width, channels) of the images, height and width at least 16.
+      classes: number of logits; 0 for none, the features alone.
+      dropout: the share of values dropped in training between the two hidden layers, in [0, 1).
+      mean: subtracted from pixels in [0, 1]; a number, or one a channel.
+      std: divided by afterwards; positive, a number or one a channel.
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: an argument outside what is said above; in the call: images other than ``image``, or integers other
+        than uint8.
     """
 
     def __init__(
         self, image=(28, 28, 1), classes=10, *, dropout=0.5, mean: Numbers = 0.0, std: Numbers = 1.0, dtype=None, rngs
     ):
-        _check(image, 16)
+        check_image(image, 16)
         height, width, depth = image
         positions = (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2)
-        layers: Layers = {"normalize": Normalize(mean, std, dtype)}
+        layers: Layers = {"normalize": Normalize(mean, std, dtype, image)}
         for index, features in enumerate((32, 32, 64, 64), 1):
             layers[f"conv{index}"] = convolution(depth, features, padding="VALID", use_bias=True, dtype=dtype, rngs=rngs)
             layers[f"relu{index}"] = nnx.relu
@@ -163,7 +212,7 @@ class TradesCNN(nnx.Module):
             flatten=flatten,
             linear1=_dense(positions * 64, 200, dtype, rngs),
             relu5=nnx.relu,
-            dropout=nnx.Dropout(dropout),
+            dropout=dropout_layer(dropout),
             linear2=_dense(200, 200, dtype, rngs),
             relu6=nnx.relu,
         )
@@ -178,17 +227,29 @@ class MadryCNN(nnx.Module):
     """The network of the MNIST challenge (Madry et al., 2018). ``features``: (B, 1024).
 
     Parameters by default: 3,274,634.
+
+    Args:
+      image: (height, width, channels) of the images, height and width at least 4.
+      classes: number of logits; 0 for none, the features alone.
+      mean: subtracted from pixels in [0, 1]; a number, or one a channel.
+      std: divided by afterwards; positive, a number or one a channel.
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: an argument outside what is said above; in the call: images other than ``image``, or integers other
+        than uint8.
     """
 
     def __init__(self, image=(28, 28, 1), classes=10, *, mean: Numbers = 0.0, std: Numbers = 1.0, dtype=None, rngs):
-        _check(image, 4)
+        check_image(image, 4)
         height, width, depth = image
         start: dict[str, Any] = {
             "kernel_init": nnx.initializers.truncated_normal(0.1),
             "bias_init": nnx.initializers.constant(0.1),
         }
         self.encoder = Chain(
-            normalize=Normalize(mean, std, dtype),
+            normalize=Normalize(mean, std, dtype, image),
             conv1=convolution(depth, 32, 5, use_bias=True, dtype=dtype, rngs=rngs, **start),
             relu1=nnx.relu,
             pool1=max_pool,
@@ -211,10 +272,26 @@ class Conv4(nnx.Module):
 
     ``pool=False`` halves by stride 2 and averages the positions that are left, as MAML does on Omniglot (Finn et al.,
     2017); ``pool=True`` halves by 2x2 max-pooling and keeps the positions, as on miniImageNet (``image=(84, 84, 3),
-    channels=32, pool=True``: features (B, 800)) and in Prototypical Networks (64 channels). ``norm`` is by default the
-    statistics of the batch at hand; ``batch_norm`` keeps running averages instead.
+    channels=32, pool=True``: features (B, 800)) and in Prototypical Networks (64 channels). ``features``: (B, channels),
+    with ``pool`` times the positions left.
 
     Parameters by default: 112,261.
+
+    Args:
+      image: (height, width, channels) of the images; with ``pool`` height and width at least 16, without it images of
+        other sizes are taken as well.
+      classes: number of logits; 0 for none, the features alone.
+      channels: of each convolution.
+      pool: max-pooling rather than strides.
+      norm: normalisation, by default by the statistics of the batch at hand; ``batch_norm`` keeps running averages.
+      mean: subtracted from pixels in [0, 1]; a number, or one a channel.
+      std: divided by afterwards; positive, a number or one a channel.
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: an argument outside what is said above; in the call: with ``pool`` images other than ``image``, other
+        channels, or integers other than uint8.
     """
 
     def __init__(
@@ -230,9 +307,9 @@ class Conv4(nnx.Module):
         dtype=None,
         rngs,
     ):
-        _check(image, 16 if pool else 1)
+        check_image(image, 16 if pool else 1)
         height, width, depth = image
-        layers: Layers = {"normalize": Normalize(mean, std, dtype)}
+        layers: Layers = {"normalize": Normalize(mean, std, dtype, image if pool else None)}
         for index in range(1, 5):
             layers[f"conv{index}"] = convolution(depth, channels, 3, 1 if pool else 2, use_bias=True, dtype=dtype, rngs=rngs)
             layers[f"norm{index}"] = norm(channels, dtype=dtype, rngs=rngs)

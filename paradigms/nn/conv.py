@@ -50,6 +50,23 @@ def conv2d(
     Takes the arguments of ``lax.conv_general_dilated``, so it goes to ``nnx.Conv(conv_general_dilated=conv2d)``. What
     it does not cover (grouped or transposed convolutions, other layouts, one or three spatial axes) goes to ``lax``
     unchanged.
+
+    Args:
+      x: (N, H, W, C).
+      kernel: (h, w, C, O), of the dtype of x.
+      window_strides: of rows and columns.
+      padding: "SAME", "VALID" or ((top, bottom), (left, right)).
+      lhs_dilation: of x; other than 1 goes to ``lax``.
+      rhs_dilation: of the kernel.
+      dimension_numbers: the layout; other than NHWC, HWIO, NHWC goes to ``lax``, as None, its NCHW, does.
+      feature_group_count: groups; other than 1 goes to ``lax``, as with ``batch_group_count``.
+      batch_group_count: see above.
+      precision: of the products, as in ``lax``.
+      preferred_element_type: of the result; other than the dtype of x goes to ``lax``.
+      **options: any other argument of ``lax.conv_general_dilated``, which then computes.
+
+    Raises:
+      ValueError: x and kernel differ in channels.
     """
     arguments = (lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, batch_group_count, precision)
     plain = x.ndim == kernel.ndim == 4 and feature_group_count == batch_group_count == 1 and x.dtype == kernel.dtype

@@ -5,6 +5,7 @@ module. ``batch_norm``, ``current_batch_norm``, ``group_norm`` and ``no_norm`` a
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,18 +29,35 @@ class Normalize(nnx.Module):
 
     ``mean`` and ``std`` are numbers or one number a channel; they are constants, not parameters. As the first layer
     of a network it keeps the network's input in pixel units, which is what an attack's epsilon is measured in.
+
+    Args:
+      mean: subtracted; a number, or one a channel.
+      std: divided by afterwards; positive, a number or one a channel.
+      dtype: of the result; default that of the input, float32 for uint8.
+      image: the shape of an example, (height, width, channels), or the number of its values; None takes any.
+
+    Raises:
+      ValueError: an entry of ``std`` is not positive; in the call: integers other than uint8, or an example that is not
+        of ``image``.
     """
 
-    def __init__(self, mean: Numbers = 0.0, std: Numbers = 1.0, dtype=None):
+    def __init__(self, mean: Numbers = 0.0, std: Numbers = 1.0, dtype=None, image: int | Sequence[int] | None = None):
         self.mean, self.std = (tuple(float(value) for value in np.atleast_1d(given)) for given in (mean, std))
         self.dtype = dtype
+        self.image = image if image is None else tuple(image) if isinstance(image, Sequence) else int(image)
         if min(self.std) <= 0:
             raise ValueError(f"std={std} has an entry that is not positive; pass the standard deviation of each channel")
 
     def __call__(self, x):
         """Normalise images (..., channels), or vectors with one mean and deviation."""
+        shape = x.shape[1:]
+        if self.image is not None and self.image != (math.prod(shape) if isinstance(self.image, int) else shape):
+            want = f"{self.image} values" if isinstance(self.image, int) else f"image={self.image}"
+            raise ValueError(f"x of shape {x.shape} has examples of {shape}, the network was built for {want}")
         if x.dtype == jnp.uint8:
             x = x.astype(jnp.float32) / 255
+        elif not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"x is {x.dtype}; pass floats in [0, 1], or uint8, which is scaled by 1/255")
         channels = (1,) * (x.ndim - 1) + (-1,)
         mean, std = (jnp.asarray(value, x.dtype).reshape(channels) for value in (self.mean, self.std))
         return ((x - mean) / std).astype(self.dtype or x.dtype)
@@ -74,8 +92,32 @@ def outputs(encoder, head, x, rngs=None):
     return answer
 
 
+def check_image(image, smallest=1):
+    """Raise ValueError unless ``image`` is (height, width, channels), height and width at least ``smallest``."""
+    if len(image) != 3 or min(image[:2]) < smallest or image[2] < 1:
+        raise ValueError(f"image={image} must be (height, width, channels), height and width at least {smallest}")
+
+
+def dropout_layer(rate):
+    """``nnx.Dropout(rate)``; raises ValueError for a rate outside [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout={rate} is not in [0, 1); pass the share of values to drop")
+    return nnx.Dropout(rate)
+
+
 def linear_head(features, classes, *, dtype=None, rngs, **options):
-    """The last layer, or None where ``classes`` is 0: the network then gives its features alone."""
+    """The last layer, or None where ``classes`` is 0: the network then gives its features alone.
+
+    Args:
+      features: of its input.
+      classes: number of logits, or 0.
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+      **options: of ``nnx.Linear``.
+
+    Raises:
+      ValueError: ``classes`` is negative.
+    """
     if classes < 0:
         raise ValueError(f"classes={classes} is negative; pass the number of classes, or 0 for a network without a head")
     return nnx.Linear(features, classes, dtype=dtype, rngs=rngs, **options) if classes else None
@@ -135,7 +177,17 @@ def current_batch_norm(features, *, dtype=None, rngs=None):
 
 
 def group_norm(features, *, groups=8, dtype=None, rngs):
-    """Group normalisation (Wu and He, 2018): no batch statistics, so examples do not see each other."""
+    """Group normalisation (Wu and He, 2018): no batch statistics, so examples do not see each other.
+
+    Args:
+      features: channels, the last axis of the input.
+      groups: number of groups of channels, each normalised by itself.
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: ``groups`` does not divide ``features``.
+    """
     if features % groups:
         raise ValueError(f"groups={groups} does not divide features={features}; pass a divisor")
     return nnx.GroupNorm(features, num_groups=groups, dtype=dtype, rngs=rngs)
@@ -161,6 +213,13 @@ def max_pool(x, window=2):
     """Maximum over square windows of (B, H, W, C) that do not overlap; rows and columns left over are dropped.
 
     A reshape and a maximum: the gradient of ``lax.reduce_window``, which scatters by comparison, is 3 times slower.
+
+    Args:
+      x: (B, H, W, C).
+      window: height and width of a window, and its stride.
+
+    Raises:
+      ValueError: the images are smaller than a window.
     """
     batch, height, width, channels = x.shape
     rows, columns = height // window, width // window

@@ -4,13 +4,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from paradigms.nn.layers import Chain, Normalize, Numbers, linear_head, outputs
+from paradigms.nn.layers import Chain, Normalize, Numbers, check_image, dropout_layer, linear_head, outputs
 
 
 class Recurrence(nnx.Module):
     """Stacked cells along the second axis, from a carry of zeros: (B, L, in_features) to every output (B, L, hidden).
 
-    ``cell`` is ``nnx.GRUCell`` (Cho et al., 2014) or ``nnx.LSTMCell`` (Hochreiter and Schmidhuber, 1997).
+    Args:
+      in_features: values of an input.
+      hidden: width of a cell.
+      layers: number of cells on one another.
+      cell: ``nnx.GRUCell`` (Cho et al., 2014) or ``nnx.LSTMCell`` (Hochreiter and Schmidhuber, 1997).
+      dropout: the share of values dropped in training after each layer, in [0, 1).
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: another ``cell``, or ``dropout`` outside [0, 1).
     """
 
     def __init__(self, in_features, hidden, layers, cell, dropout, dtype, rngs):
@@ -20,7 +30,7 @@ class Recurrence(nnx.Module):
         for name in self.cells:
             setattr(self, name, cell(in_features, hidden, dtype=dtype, rngs=rngs))
             in_features = hidden
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = dropout_layer(dropout)
         self.hidden, self.pair = hidden, cell is nnx.LSTMCell
 
     def __call__(self, x, *, rngs=None):
@@ -38,9 +48,23 @@ class TokenRNN(nnx.Module):
     """A recurrent language model: tokens (B, L) to features (B, L, hidden) and logits (B, L, classes), one a position.
 
     The default is the network of Shakespeare in federated learning (McMahan et al., 2017) but for its vocabulary of 65
-    characters: an embedding of 8 and two LSTM layers of 256. ``classes=None`` is the vocabulary.
+    characters: an embedding of 8 and two LSTM layers of 256.
 
     Parameters by default: 813,897.
+
+    Args:
+      vocabulary: number of tokens; x is integers below it.
+      classes: number of logits; default the vocabulary, 0 for none, the features alone.
+      embedding: width of the embedding.
+      hidden: width of a cell.
+      layers: number of cells on one another.
+      cell: ``nnx.LSTMCell`` or ``nnx.GRUCell``.
+      dropout: the share of values dropped in training after each layer, in [0, 1).
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: another ``cell``, ``dropout`` outside [0, 1) or ``classes`` negative.
     """
 
     def __init__(
@@ -79,9 +103,23 @@ def _last(x):
 class RowRNN(nnx.Module):
     """A recurrent classifier that reads an image row by row: (B, H, W, C) to features (B, hidden), its last output.
 
-    ``image`` is (height, width, channels); float32 in [0, 1] or uint8.
-
     Parameters by default: 61,578.
+
+    Args:
+      image: (height, width, channels) of the images, float32 in [0, 1] or uint8.
+      classes: number of logits; 0 for none, the features alone.
+      hidden: width of a cell.
+      layers: number of cells on one another.
+      cell: ``nnx.GRUCell`` or ``nnx.LSTMCell``.
+      dropout: the share of values dropped in training after each layer, in [0, 1).
+      mean: subtracted from pixels in [0, 1]; a number, or one a channel.
+      std: divided by afterwards; positive, a number or one a channel.
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: an argument outside what is said above; in the call: images other than ``image``, or integers other
+        than uint8.
     """
 
     def __init__(
@@ -98,8 +136,9 @@ class RowRNN(nnx.Module):
         dtype=None,
         rngs,
     ):
+        check_image(image)
         self.encoder = Chain(
-            normalize=Normalize(mean, std, dtype),
+            normalize=Normalize(mean, std, dtype, image),
             rows=_rows,
             recurrence=Recurrence(image[1] * image[2], hidden, layers, cell, dropout, dtype, rngs),
             last=_last,

@@ -6,7 +6,18 @@ in float32; ``classes=0`` leaves the head out. The features are the last maps av
 
 from flax import nnx
 
-from paradigms.nn.layers import Chain, Layers, Normalize, Numbers, average_pool, batch_norm, convolution, linear_head, outputs
+from paradigms.nn.layers import (
+    Chain,
+    Layers,
+    Normalize,
+    Numbers,
+    average_pool,
+    batch_norm,
+    convolution,
+    dropout_layer,
+    linear_head,
+    outputs,
+)
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -62,12 +73,26 @@ def _overlapping_max_pool(x):
 class ResNet(nnx.Module):
     """ResNet of depth 18, 34 or 50 (He et al., 2016a).
 
-    ``stem="cifar"`` starts with a 3x3 convolution (``stem_padding`` 1; solo-learn's CIFAR networks use 2),
-    ``stem="imagenet"`` with a 7x7 convolution of stride 2 and 3x3 max-pooling. ``features``: (B, 8 * width), or
-    (B, 32 * width) at depth 50.
+    ``features``: (B, 8 * width), or (B, 32 * width) at depth 50.
 
     Parameters by default: 11,173,962. With ``stem="imagenet", classes=1000``: 11,689,512 at depth 18 and 25,557,032
     at 50.
+
+    Args:
+      depth: 18, 34 or 50.
+      classes: number of logits; 0 for none, the features alone.
+      channels: of the images.
+      stem: "cifar", a 3x3 convolution, or "imagenet", a 7x7 convolution of stride 2 and 3x3 max-pooling.
+      stem_padding: of the CIFAR stem; solo-learn's networks use 2.
+      width: channels of the first stage; each later stage doubles them.
+      mean: subtracted from pixels in [0, 1]; a number, or one a channel.
+      std: divided by afterwards; positive, a number or one a channel.
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: an argument outside what is said above; in the call: images of other channels, or integers other than
+        uint8.
     """
 
     def __init__(
@@ -128,7 +153,7 @@ def _preactivation(inside, outside, stride, dropout, dtype, rngs):
         conv1=convolution(inside, outside, 3, stride, padding=1, **make),
         norm=batch_norm(outside, **make),
         relu=nnx.relu,
-        dropout=nnx.Dropout(dropout),
+        dropout=dropout_layer(dropout),
         conv2=convolution(outside, outside, 3, padding=1, **make),
     )
     change = stride != 1 or inside != outside
@@ -157,6 +182,20 @@ class PreActResNet(nnx.Module):
     With the last normalisation that Rice et al. (2020) and Wong et al. (2020) use. ``features``: (B, 8 * width).
 
     Parameters by default: 11,172,170.
+
+    Args:
+      depth: 18 or 34.
+      classes: number of logits; 0 for none, the features alone.
+      channels: of the images.
+      width: channels of the first stage; each later stage doubles them.
+      mean: subtracted from pixels in [0, 1]; a number, or one a channel.
+      std: divided by afterwards; positive, a number or one a channel.
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: an argument outside what is said above; in the call: images of other channels, or integers other than
+        uint8.
     """
 
     def __init__(
@@ -177,9 +216,24 @@ class PreActResNet(nnx.Module):
 class WideResNet(nnx.Module):
     """WideResNet (Zagoruyko and Komodakis, 2016): three stages of pre-activation blocks, from ``16 * widen`` channels.
 
-    ``dropout`` sits between the two convolutions of a block. ``features``: (B, 64 * widen).
+    ``features``: (B, 64 * widen).
 
     Parameters by default: 36,479,194.
+
+    Args:
+      depth: 6 n + 4 for n blocks a stage: 10, 16, 22, 28, ...
+      widen: factor of the channels.
+      classes: number of logits; 0 for none, the features alone.
+      channels: of the images.
+      dropout: the share of values dropped in training between the two convolutions of a block, in [0, 1).
+      mean: subtracted from pixels in [0, 1]; a number, or one a channel.
+      std: divided by afterwards; positive, a number or one a channel.
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: an argument outside what is said above; in the call: images of other channels, or integers other than
+        uint8.
     """
 
     def __init__(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from paradigms.nn.layers import linear_head
+from paradigms.nn.layers import dropout_layer, linear_head
 
 
 class Block(nnx.Module):
@@ -22,7 +22,7 @@ class Block(nnx.Module):
         self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, use_bias=bias, dtype=dtype, rngs=rngs)
         self.expand = linear(width, 4 * width, 0.02)
         self.contract = linear(4 * width, width, residual)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = dropout_layer(dropout)
         self.heads, self.causal = heads, causal
 
     def attention(self, x, rngs):
@@ -52,7 +52,7 @@ class TransformerEncoder(nnx.Module):
         init = nnx.initializers.normal(0.02)
         self.token = nnx.Embed(vocabulary, width, embedding_init=init, dtype=dtype, rngs=rngs)
         self.position = nnx.Embed(length, width, embedding_init=init, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = dropout_layer(dropout)
         self.blocks = tuple(f"block{index}" for index in range(1, layers + 1))
         for name in self.blocks:
             setattr(self, name, Block(width, heads, layers, causal, dropout, bias, dtype, rngs))
@@ -73,12 +73,29 @@ class TransformerEncoder(nnx.Module):
 class Transformer(nnx.Module):
     """GPT-style transformer (Radford et al., 2019): tokens (B, L) to features (B, L, width) and logits.
 
-    ``causal=False`` lets every position see all others, for masked language models and classification.
-    ``classes=None`` predicts tokens with the token embedding as its head (tied; Press and Wolf, 2017): logits (B, L,
-    vocabulary). A number gives a linear head of its own at each position, 0 none. The default is nanoGPT's character
-    model for a CPU; its GPU model is ``Transformer(65, 256, layers=6, heads=6, width=384, dropout=0.2)``.
+    The default is nanoGPT's character model for a CPU; its GPU model is ``Transformer(65, 256, layers=6, heads=6,
+    width=384, dropout=0.2)``.
 
     Parameters by default: 804,096.
+
+    Args:
+      vocabulary: number of tokens; x is integers below it.
+      length: the most positions L that x may have.
+      classes: number of logits at each position, by a linear head, 0 for none. Default: the vocabulary, with the token
+        embedding as the head (tied; Press and Wolf, 2017).
+      layers: number of blocks.
+      heads: of attention; a divisor of ``width``.
+      width: of the embeddings and of every block.
+      causal: each position sees itself and those before it; False lets it see all, for masked language models and
+        classification.
+      dropout: the share of values dropped in training of embeddings, attention weights and branches, in [0, 1).
+      bias: in the linear layers and normalisations.
+      dtype: of the computation; parameters stay float32.
+      rngs: `nnx.Rngs` that initialise the parameters.
+
+    Raises:
+      ValueError: ``heads`` does not divide ``width``, ``dropout`` outside [0, 1), ``classes`` negative; in the call:
+        more than ``length`` positions.
     """
 
     def __init__(

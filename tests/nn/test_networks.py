@@ -64,6 +64,12 @@ def pure(factory):
     return init, jax.jit(apply, static_argnums=3)
 
 
+def made_up(shapes):
+    """Small positive values for a tree of shapes."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0, 0.1, leaf.shape), leaf.dtype), shapes)
+
+
 @pytest.mark.parametrize("network", DEFAULTS, ids=lambda f: f.__name__)
 def test_parameter_counts_of_the_docstrings(network):
     def count(**options):
@@ -86,7 +92,8 @@ def test_parameter_counts_of_the_docstrings(network):
 def test_shapes_dtypes_and_state(name, dtype):
     factory, x, features, logits = SMALL[name]
     init, apply = pure(lambda rngs: factory(dtype=dtype, rngs=rngs))
-    params, state = init(jax.random.key(0))
+    # a random number for every shape of kernel is compiled by itself: longer than the deep networks take otherwise
+    params, state = made_up(jax.eval_shape(init, jax.random.key(0))) if name in DEEP else init(jax.random.key(0))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((params, state)))  # so no keys either
     assert bool(state) == (name in WITH_STATE)
     still, same = apply(params, state, x, False)
@@ -186,6 +193,32 @@ def test_current_batch_norm_is_batch_norm_without_state():
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("network", [nn.MLP, nn.SmallCNN, nn.TradesCNN, nn.WideResNet, nn.Transformer, nn.TokenRNN, nn.RowRNN])
+def test_dropout_is_in_0_to_1(network, rate):
+    with pytest.raises(ValueError, match=f"dropout={rate}"):
+        nnx.eval_shape(lambda: network(dropout=rate, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.int8, jnp.bool_])
+def test_images_are_floats_or_uint8(dtype):
+    with pytest.raises(ValueError, match=f"x is {jnp.dtype(dtype)}"):
+        jax.eval_shape(nn.Normalize(0.5, 0.5), jax.ShapeDtypeStruct((2, 8, 8, 1), dtype))
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [(f, "image=(28, 28, 1)") for f in (nn.SmallCNN, nn.LeNet, nn.WongCNN, nn.TradesCNN, nn.MadryCNN, nn.RowRNN)]
+    + [(lambda rngs: nn.Conv4(pool=True, rngs=rngs), "image=(28, 28, 1)"), (nn.MLP, "784 values")],
+)
+def test_images_of_another_size_are_named(network, expected):
+    def call(x):
+        return network(rngs=nnx.Rngs(0))(x, rngs=nnx.Rngs(0))
+
+    with pytest.raises(ValueError, match=re.escape("x of shape (2, 32, 32, 1)") + ".*" + re.escape(expected)):
+        nnx.eval_shape(call, jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -200,6 +233,7 @@ def test_current_batch_norm_is_batch_norm_without_state():
         (lambda rngs: nn.LeNet((8, 8, 1), rngs=rngs), "image="),
         (lambda rngs: nn.Normalize(0.0, 0.0), "std=0.0"),
         (lambda rngs: nn.group_norm(10, rngs=rngs), "groups=8"),
+        (lambda rngs: nn.RowRNN((28, 28), rngs=rngs), "must be \\(height, width, channels\\)"),
     ],
 )
 def test_bad_arguments_are_named(build, message):
