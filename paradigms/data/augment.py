@@ -9,9 +9,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from paradigms.data.bind import Bound, bind
+
+_MODES = ("constant", "reflect", "edge", "symmetric", "wrap")
 
 
 def crop(padding: int = 4, mode: str = "constant") -> Bound:
@@ -19,13 +22,18 @@ def crop(padding: int = 4, mode: str = "constant") -> Bound:
 
     Args:
       padding: pixels, >= 0; 0 is the identity.
-      mode: of `jnp.pad`: "constant" (zeros), "reflect", "edge".
+      mode: of `jnp.pad`: "constant" (zeros), "reflect", "edge", "symmetric" or "wrap".
+
+    Returns:
+      The function `(key, x) -> x` of one image.
 
     Raises:
-      ValueError: where padding is negative.
+      ValueError: where padding is negative or the mode is another.
     """
     if padding < 0:
         raise ValueError(f"padding is {padding} pixels, must be >= 0 (0 switches the crop off)")
+    if mode not in _MODES:
+        raise ValueError(f"mode is {mode!r}, must be one of {', '.join(_MODES)}")
     return bind(_crop, padding, mode)
 
 
@@ -44,7 +52,13 @@ def _window(x, top, left, shape):
 
 
 def translate(pixels: int) -> Bound:
-    """Shift by up to `pixels` whole pixels along each axis, uniformly; what moves in is zero. 0 is the identity.
+    """Shift by up to `pixels` whole pixels along each axis, uniformly; what moves in is zero.
+
+    Args:
+      pixels: >= 0; 0 is the identity.
+
+    Returns:
+      The function `(key, x) -> x` of one image.
 
     Raises:
       ValueError: where pixels is negative.
@@ -55,7 +69,17 @@ def translate(pixels: int) -> Bound:
 
 
 def flip(p: float = 0.5) -> Bound:
-    """Mirror left and right with probability p in [0, 1]. 0 is the identity."""
+    """Mirror left and right at random.
+
+    Args:
+      p: probability in [0, 1]; 0 is the identity.
+
+    Returns:
+      The function `(key, x) -> x` of one image.
+
+    Raises:
+      ValueError: where p is outside [0, 1].
+    """
     return bind(_flip, probability(p))
 
 
@@ -64,13 +88,19 @@ def _flip(key, x, p):
 
 
 def rotate(degrees: float) -> Bound:
-    """Turn about the centre by an angle uniform in [-degrees, degrees], bilinear, zeros outside. 0 is the identity.
+    """Turn about the centre by an angle uniform in [-degrees, degrees], bilinear, zeros outside.
+
+    Args:
+      degrees: finite, >= 0; 0 is the identity.
+
+    Returns:
+      The function `(key, x) -> x` of one image.
 
     Raises:
-      ValueError: where degrees is negative.
+      ValueError: where degrees is negative, NaN or infinite.
     """
-    if degrees < 0:
-        raise ValueError(f"degrees is {degrees}, must be >= 0: the angle is drawn from [-degrees, degrees]")
+    if not 0 <= degrees < math.inf:
+        raise ValueError(f"degrees is {degrees}, must be finite and >= 0: the angle is drawn from [-degrees, degrees]")
     return bind(_rotate, float(degrees))
 
 
@@ -80,7 +110,14 @@ def _rotate(key, x, degrees):
 
 
 def rotation(angle):
-    """The (2, 2) matrix, rows first, that makes `warp` turn the picture counter-clockwise by `angle` radians."""
+    """The (2, 2) matrix, rows first, that makes `warp` turn the picture counter-clockwise.
+
+    Args:
+      angle: float scalar, in radians.
+
+    Returns:
+      (2, 2) of its dtype.
+    """
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return jnp.stack([jnp.stack([cos, sin]), jnp.stack([-sin, cos])])
 
@@ -92,6 +129,9 @@ def warp(x, matrix, offset):
       x: (H, W, C) float.
       matrix: (2, 2) float, acting on (row, column).
       offset: (2,) float, in pixels.
+
+    Returns:
+      (H, W, C), of x's dtype.
     """
     height, width, channels = x.shape
     rows = jnp.arange(height, dtype=x.dtype)[:, None] - (height - 1) / 2
@@ -120,6 +160,9 @@ def random_resized_crop(scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[f
       scale: range of the box's share of the area, in (0, 1]. (1, 1) with ratio (1, 1) is the identity on squares.
       ratio: range of width / height, > 0, uniform in the logarithm.
 
+    Returns:
+      The function `(key, x) -> x` of one image.
+
     Raises:
       ValueError: where a range is empty or outside its bounds.
     """
@@ -146,9 +189,17 @@ def _random_resized_crop(key, x, scale, ratio):
 
 
 def resize(x, place, box):
-    """The box of size `box` (2,) at `place` (2,), both in pixels as (row, column), stretched to x's own (H, W).
+    """A box of the image stretched to the image's own (H, W).
 
     Bilinear with half-pixel centres, clamped at the border of the box; as two matrix products, which beat gathers.
+
+    Args:
+      x: (H, W, C) float.
+      place: (2,) float, the box's upper left corner, (row, column) in pixels.
+      box: (2,) float, its height and width, in pixels.
+
+    Returns:
+      (H, W, C).
     """
     rows = _interpolation(x.shape[0], place[0], box[0], x.dtype)
     columns = _interpolation(x.shape[1], place[1], box[1], x.dtype)
@@ -169,11 +220,16 @@ def cutout(size: int, fill: float | tuple[float, ...] = 0.0) -> Bound:
       size: pixels, >= 0; 0 is the identity.
       fill: value in [0, 1], or one a channel; the paper's zero after normalisation is the mean of the data.
 
+    Returns:
+      The function `(key, x) -> x` of one image.
+
     Raises:
-      ValueError: where size is negative.
+      ValueError: where size is negative or fill outside [0, 1].
     """
     if size < 0:
         raise ValueError(f"size is {size} pixels, must be >= 0 (0 switches cutout off)")
+    if not ((np.asarray(fill) >= 0) & (np.asarray(fill) <= 1)).all():
+        raise ValueError(f"fill is {fill}, must be in [0, 1], as the images are, or one such value a channel")
     return bind(_cutout, size, fill)
 
 
@@ -185,16 +241,30 @@ def _cutout(key, x, size, fill):
 
 
 def box_mask(height, width, top, left, bottom, right):
-    """(H, W) bool: true in rows [top, bottom) and columns [left, right), which may reach outside."""
+    """The mask of a box, which may reach outside.
+
+    Args:
+      height, width: of the image, static ints.
+      top, left, bottom, right: number scalars, may be traced; bottom and right are the first outside.
+
+    Returns:
+      (H, W) bool, true inside the box.
+    """
     rows, columns = jnp.arange(height), jnp.arange(width)
     return ((rows >= top) & (rows < bottom))[:, None] & ((columns >= left) & (columns < right))[None, :]
 
 
 def probability(p: float) -> float:
-    """`p`, checked to lie in [0, 1].
+    """A probability, checked.
+
+    Args:
+      p: in [0, 1].
+
+    Returns:
+      `p` as a float.
 
     Raises:
-      ValueError: where it does not.
+      ValueError: where it lies outside.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"p is {p}, must be a probability in [0, 1]")

@@ -24,6 +24,13 @@ class Bound:
 def bind(fn: Callable, *settings) -> Bound:
     """`fn(*args, *settings)` as a function of `args`, equal to any other bound alike.
 
+    Args:
+      fn: takes the settings last.
+      *settings: hashable: numbers, strings, tuples, functions.
+
+    Returns:
+      The function of `args`.
+
     Raises:
       TypeError: where a setting is not hashable (a list, an array): pass a tuple or a float.
     """

@@ -20,12 +20,26 @@ class CorruptCache(Exception):
 
 
 def cache_root(cache_dir=None) -> Path:
-    """`cache_dir`, else `$PARADIGMS_CACHE`, else `~/.cache/paradigms`."""
+    """Where cached arrays are.
+
+    Args:
+      cache_dir: a path, or None.
+
+    Returns:
+      `cache_dir`, else `$PARADIGMS_CACHE`, else `~/.cache/paradigms`.
+    """
     return Path(cache_dir or os.environ.get("PARADIGMS_CACHE") or Path.home() / ".cache" / "paradigms").expanduser()
 
 
 def entry(root: Path, key: str) -> Path:
-    """The folder of `key` inside `root`.
+    """The folder of a key.
+
+    Args:
+      root: of the cache.
+      key: letters, digits, "_", "-", "+" and single dots.
+
+    Returns:
+      A path inside `root`.
 
     Raises:
       ValueError: where the key could lead outside.
@@ -36,9 +50,15 @@ def entry(root: Path, key: str) -> Path:
 
 
 def read(folder: Path) -> tuple[dict, dict] | None:
-    """The (arrays, facts) that `write` was given, or None where nothing is cached.
+    """What `write` stored.
 
-    Arrays are memory-mapped and read-only; every byte is compared with its checksum first.
+    Every byte is compared with its checksum first.
+
+    Args:
+      folder: from `entry`.
+
+    Returns:
+      (arrays, facts) as `write` was given them, the arrays memory-mapped and read-only, or None where nothing is cached.
 
     Raises:
       CorruptCache: saying which file, and how it differs.
@@ -71,9 +91,14 @@ def read(folder: Path) -> tuple[dict, dict] | None:
 
 
 def write(folder: Path, arrays: dict, facts: dict) -> None:
-    """Stores `arrays`, {group: {name: array}}, and `facts`, which json can hold.
+    """Stores arrays and what is known of them.
 
     Each file appears whole or not at all, the manifest last, so an interrupted write leaves no cache, not a bad one.
+
+    Args:
+      folder: from `entry`; made where it is not there.
+      arrays: {group: {name: array}}.
+      facts: a dict that json can hold.
 
     Raises:
       OSError: where the disk does not take it.

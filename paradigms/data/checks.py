@@ -14,15 +14,21 @@ def check_arrays(arrays, batch_size: int | None = None, what: str = "split") -> 
       batch_size: checked against the number of examples where given.
       what: the argument's name, for the messages.
 
+    Returns:
+      The number of examples.
+
     Raises:
-      ValueError: no leaves; no examples; leaves of different lengths; a leaf without an example axis, of objects or
-        strings, or of integers beyond 32 bits; NaN or infinity; a negative label; a batch size outside [1, examples].
+      ValueError: a whole `Data`, not one of its splits; no leaves; no examples; leaves of different lengths; a leaf
+        without an example axis, of objects or strings, or of integers beyond 32 bits; NaN or infinity; a negative
+        label; a batch size outside [1, examples].
     """
+    if hasattr(arrays, "train"):
+        raise ValueError(f"{what} is a {type(arrays).__name__}, must be a dict of arrays, one of its splits: pass its .train")
     leaves = [(_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)]
     if not leaves:
         raise ValueError(f'{what} has no arrays: give a dict such as {{"x": images, "y": labels}}')
     for name, leaf in leaves:
-        _check_leaf(f"{what}[{name}]", leaf, is_label=name == repr("y"))
+        _check_leaf(f"{what}[{name}]" if name else what, leaf, is_label=name == repr("y"))
     lengths = {name: len(leaf) for name, leaf in leaves}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the arrays of {what} have different lengths {lengths}: row i of each must be example i")
@@ -35,13 +41,42 @@ def check_arrays(arrays, batch_size: int | None = None, what: str = "split") -> 
 
 
 def check_batch_size(batch_size: int, size: int) -> None:
-    """Raises ValueError unless `batch_size` is an integer in [1, size]."""
+    """Checks a batch size.
+
+    Args:
+      batch_size: 1 to `size`.
+      size: the number of examples.
+
+    Raises:
+      ValueError: where it is no such integer.
+    """
     try:
         operator.index(batch_size)
     except TypeError:
         raise ValueError(f"batch_size is {batch_size!r}, must be an integer") from None
     if not 1 <= batch_size <= size:
         raise ValueError(f"batch_size is {batch_size}, must be in [1, {size}], the number of examples")
+
+
+def check_labels(split: dict) -> np.ndarray:
+    """The labels of a split, after `check_arrays`.
+
+    Args:
+      split: dict of arrays, examples first, with integer "y" (N,).
+
+    Returns:
+      "y" as a NumPy array.
+
+    Raises:
+      ValueError: where there are none, or they are not (N,) integers, or as `check_arrays`.
+    """
+    check_arrays(split)
+    if "y" not in split:
+        raise ValueError(f'split has no labels "y", only {sorted(split)}')
+    y = np.asarray(split["y"])
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise ValueError(f'split["y"] is {y.dtype}{y.shape}, must be integer labels (N,)')
+    return y
 
 
 def _name(path) -> str:

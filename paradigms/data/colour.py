@@ -1,5 +1,7 @@
 """Augmentations of one image's colours: jitter, greyscale, blur, solarise. Conventions as in `augment.py`."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -10,14 +12,30 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL and torchvision
 
 
 def luma(x):
-    """(H, W, 1): the weighted sum of three channels (ITU-R BT.601); one channel, or any other number, their mean."""
+    """The weighted sum of three channels (ITU-R BT.601); of any other number, their mean.
+
+    Args:
+      x: (H, W, C) float.
+
+    Returns:
+      (H, W, 1).
+    """
     if x.shape[-1] == 3:
         return (x * jnp.array(_LUMA, x.dtype).reshape(1, 1, 3)).sum(axis=-1, keepdims=True)
     return x.mean(axis=-1, keepdims=True)
 
 
 def blend(x, other, factor):
-    """`other + factor * (x - other)` clipped to [0, 1]: factor 1 is x, 0 is other, above 1 away from other."""
+    """`other + factor * (x - other)` clipped to [0, 1].
+
+    Args:
+      x: (H, W, C) float.
+      other: array or number that broadcasts against x.
+      factor: float scalar: 1 gives x, 0 other, above 1 leads away from other.
+
+    Returns:
+      (H, W, C).
+    """
     return jnp.clip(x + (factor - 1) * (x - other), 0, 1)
 
 
@@ -34,12 +52,15 @@ def colour_jitter(
       hue: in [0, 0.5], turns of the colour circle; the shift is uniform in [-hue, hue].
       p: probability in [0, 1].
 
+    Returns:
+      The function `(key, x) -> x` of one image.
+
     Raises:
       ValueError: where a strength or p is outside its range.
     """
     for name, value in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
-        if value < 0:
-            raise ValueError(f"{name} is {value}, must be >= 0 (0 leaves it alone)")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}, must be finite and >= 0 (0 leaves it alone)")
     if not 0 <= hue <= 0.5:
         raise ValueError(f"hue is {hue}, must be in [0, 0.5] turns of the colour circle")
     return bind(_colour_jitter, float(brightness), float(contrast), float(saturation), float(hue), probability(p))
@@ -66,7 +87,15 @@ def _factor(uniform, strength):
 
 
 def shift_hue(x, turns):
-    """x (H, W, 3) with its hue moved by `turns` of the circle, value and chroma kept, as through HSV and back."""
+    """The hue moved, value and chroma kept, as through HSV and back.
+
+    Args:
+      x: (H, W, 3) float in [0, 1].
+      turns: float scalar, turns of the colour circle.
+
+    Returns:
+      (H, W, 3).
+    """
     red, green, blue = x[..., 0], x[..., 1], x[..., 2]
     value, low = x.max(axis=-1), x.min(axis=-1)
     chroma = value - low
@@ -82,7 +111,17 @@ def shift_hue(x, turns):
 
 
 def greyscale(p: float = 0.2) -> Bound:
-    """Replace every channel by the luma (ITU-R BT.601) with probability p in [0, 1]. 0 is the identity."""
+    """Replace every channel by the luma (ITU-R BT.601) at random.
+
+    Args:
+      p: probability in [0, 1]; 0 is the identity.
+
+    Returns:
+      The function `(key, x) -> x` of one image.
+
+    Raises:
+      ValueError: where p is outside [0, 1].
+    """
     return bind(_greyscale, probability(p))
 
 
@@ -98,6 +137,9 @@ def blur(sigma: tuple[float, float] = (0.1, 2.0), p: float = 0.5, radius: int | 
       p: probability in [0, 1]; 0 is the identity.
       radius: the kernel has 2 * radius + 1 taps; None is a twentieth of the height, at least 1, so that the kernel
         spans a tenth of the image as in the paper. The border is repeated.
+
+    Returns:
+      The function `(key, x) -> x` of one image.
 
     Raises:
       ValueError: where sigma, p or radius is outside its range.
@@ -122,7 +164,20 @@ def _blur(key, x, sigma, p, radius):
 
 
 def solarise(threshold: float = 0.5, p: float = 0.2) -> Bound:
-    """Invert what is at or above `threshold` (x -> 1 - x) with probability p in [0, 1] (BYOL, Grill et al. 2020)."""
+    """Invert what is at or above a threshold, x to 1 - x, at random (BYOL, Grill et al. 2020).
+
+    Args:
+      threshold: a pixel value; above 1 nothing is inverted.
+      p: probability in [0, 1]; 0 is the identity.
+
+    Returns:
+      The function `(key, x) -> x` of one image.
+
+    Raises:
+      ValueError: where threshold is NaN or p outside [0, 1].
+    """
+    if math.isnan(threshold):
+        raise ValueError("threshold is nan, must be a pixel value, as a rule in [0, 1]")
     return bind(_solarise, float(threshold), probability(p))
 
 

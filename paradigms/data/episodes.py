@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigms.data.bind import bind
-from paradigms.data.checks import check_arrays
+from paradigms.data.checks import check_labels
 from paradigms.data.order import order
 from paradigms.data.sources import Source
 from paradigms.data.transforms import pixels
@@ -19,13 +19,21 @@ def episodes(split: dict, *, ways: int, shots: int, queries: int, tasks: int) ->
 
     Args:
       split: {"x", "y"}, examples first; each class with the rows of the smallest class, the first of them.
-      ways: classes a task. shots: support rows a class. queries: query rows a class. tasks: tasks a batch.
+      ways: classes a task, >= 1.
+      shots: support rows a class, >= 1.
+      queries: query rows a class, >= 1.
+      tasks: tasks a batch, >= 1.
+
+    Returns:
+      A source of such batches; `size` counts the rows in use.
 
     Raises:
-      ValueError: fewer classes than `ways`, or a class with fewer rows than shots + queries.
+      ValueError: no "x" or "y", or labels that are not integers (N,); fewer classes than `ways`, or a class with fewer
+        rows than shots + queries.
     """
-    check_arrays(split)
-    labels = np.asarray(split["y"])
+    labels = check_labels(split)
+    if "x" not in split:
+        raise ValueError(f'split has no inputs "x", only {sorted(split)}')
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     fewest = min(len(rows) for rows in members)
     if not 1 <= ways <= len(members):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from paradigms.data.checks import check_arrays
+from paradigms.data.checks import check_labels
 from paradigms.data.splits import permutation
 
 
@@ -15,7 +15,10 @@ def label_noise(split: dict, rate: float, classes: int, *, seed: int = 0) -> dic
       split: dict with integer "y" (N,).
       rate: in [0, 1]; 0 changes nothing.
       classes: number of classes, >= 2.
-      seed: of the choice.
+      seed: of the choice, >= 0.
+
+    Returns:
+      The split with new labels; the other leaves are shared.
 
     Raises:
       ValueError: where rate or classes is out of range, or a label is not below classes.
@@ -39,11 +42,14 @@ def label_flips(split: dict, rate: float, mapping: dict[int, int], *, seed: int 
     Args:
       split: dict with integer "y" (N,).
       rate: in [0, 1]; 0 changes nothing. `round(rate * n)` of each class's n examples change.
-      mapping: from a class to the class it is mistaken for.
-      seed: of the choice.
+      mapping: from a class to the class it is mistaken for, one that the split's labels reach: 0 to their largest.
+      seed: of the choice, >= 0.
+
+    Returns:
+      The split with new labels; the other leaves are shared.
 
     Raises:
-      ValueError: where rate is out of range or a class of the mapping has no example.
+      ValueError: where rate is out of range or a class of the mapping has no example, or its target is no class.
     """
     y = _labels(split, rate)
     shuffled = permutation(len(y), seed)
@@ -52,6 +58,8 @@ def label_flips(split: dict, rate: float, mapping: dict[int, int], *, seed: int 
         rows = shuffled[y[shuffled] == source]
         if len(rows) == 0:
             raise ValueError(f"mapping has class {source}, of which split has no example: labels are {np.unique(y)}")
+        if target not in range(int(y.max()) + 1):
+            raise ValueError(f"mapping sends class {source} to {target}, must be a class of the split, in [0, {y.max()}]")
         noisy[rows[: round(rate * len(rows))]] = target
     return {**split, "y": noisy}
 
@@ -65,7 +73,7 @@ def imbalance(split: dict, ratio: float, *, seed: int = 0) -> dict:
     Args:
       split: dict with integer "y" (N,).
       ratio: largest class over smallest, >= 1; 1 balances the classes.
-      seed: of the choice.
+      seed: of the choice, >= 0.
 
     Returns:
       The chosen rows of every leaf, in their order.
@@ -74,7 +82,7 @@ def imbalance(split: dict, ratio: float, *, seed: int = 0) -> dict:
       ValueError: where ratio < 1, or so large that the rarest class would be empty.
     """
     y = _labels(split)
-    if ratio < 1:
+    if not ratio >= 1:
         raise ValueError(f"ratio is {ratio}, must be >= 1: the largest class over the smallest")
     names, counts = np.unique(y, return_counts=True)
     if counts.min() < ratio:
@@ -91,7 +99,10 @@ def few_labels(split: dict, per_class: int, *, seed: int = 0) -> dict:
     Args:
       split: dict with integer "y" (N,).
       per_class: >= 1.
-      seed: of the choice.
+      seed: of the choice, >= 0.
+
+    Returns:
+      The chosen rows of every leaf.
 
     Raises:
       ValueError: where per_class < 1 or a class has fewer examples.
@@ -104,12 +115,7 @@ def few_labels(split: dict, per_class: int, *, seed: int = 0) -> dict:
 
 
 def _labels(split, rate=0.0):
-    if "y" not in split:
-        raise ValueError(f'split has no labels "y", only {sorted(split)}')
-    check_arrays(split)
-    y = np.asarray(split["y"])
-    if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ValueError(f'split["y"] is {y.dtype}{y.shape}, must be integer labels (N,)')
+    y = check_labels(split)
     if not 0 <= rate <= 1:
         raise ValueError(f"rate is {rate}, must be a share of the examples in [0, 1]")
     return y

@@ -2,12 +2,14 @@
 
 import dataclasses
 import logging
+import operator
+import re
 from pathlib import Path
 
 import numpy as np
 
 from paradigms.data import cache, prepared
-from paradigms.data.splits import count_of, holdout
+from paradigms.data.splits import check_seed, count_of, holdout
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,7 @@ class Data:
       train, validation, test: dicts of arrays with the example axis first. Images {"x": (N, H, W, C) uint8, "y": (N,)
         int32}; tables {"x": (N, D) float32, "y"}; labelled texts {"tokens": (N, L) uint8, bytes filled up with 0, "y"};
         texts without labels {"tokens": (T,) uint8 or int32}, one long text. Further numeric features keep their names.
+        The arrays are read-only: the cache's own files may lie under them.
       classes: number of classes; of a text without labels, characters in its vocabulary; 0 for regression.
       class_names: names of the classes, or the characters; () where the set has none.
       mean, std: per channel of the training images in [0, 1], or per column of a table (std 1 where it is constant), to
@@ -64,11 +67,14 @@ def load(
       name: of the set.
       validation: a fraction or a number of training examples to hold out, stratified by label; a text loses its end.
         None uses the set's own validation split, else a tenth of train. A number leaves the set's own unused.
-      seed: of the validation split.
+      seed: of the validation split, >= 0.
       size: images are resized and cropped to this side; texts are cut or filled up to this many bytes. Needed
-        only where images differ in size.
+        only where images differ in size. >= 1; None for digits.
       data_dir: where TFDS folders are; None is `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
       cache_dir: None is `$PARADIGMS_CACHE` or `~/.cache/paradigms`. Arrays that need no copy are maps of its files.
+
+    Returns:
+      The set in three splits of read-only arrays.
 
     Raises:
       ValueError: the name is unknown (with close ones), the folder is in a format that needs tensorflow, the set has no
@@ -76,17 +82,34 @@ def load(
       FileNotFoundError: the set is not prepared here; says how to.
       OSError: the cache or the prepared folder is damaged and cannot be rebuilt; says what to delete.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size is {size}, must be >= 1 pixels or bytes, or None")
+    size = _checked_size(size)
+    check_seed(seed)
     if name == "digits":
+        if size is not None:
+            raise ValueError(f"size is {size}, must be None for digits: its images are 8 x 8 and are not resized")
         splits, facts = _digits()
     else:
         splits, facts = _cached(name, size, prepared.data_root(data_dir), cache.cache_root(cache_dir))
     if "train" not in splits:
         raise ValueError(f"{name} has the splits {sorted(splits)} and no train split to learn from")
     train, held_out, test = _split(splits, validation, seed)
+    for split in (train, held_out, test):
+        for leaf in split.values():
+            leaf.setflags(write=False)  # maps of cached files are: what comes of a load must not depend on the cache
     mean, std = _moments(train.get("x"))
     return Data(name, train, held_out, test, facts["classes"], tuple(facts["class_names"]), mean, std)
+
+
+def _checked_size(size):
+    if size is None:
+        return None
+    try:
+        whole = operator.index(size)
+    except TypeError:
+        whole = 0
+    if whole < 1 or isinstance(size, bool):
+        raise ValueError(f"size is {size!r}, must be an integer >= 1, pixels or bytes, or None")
+    return whole
 
 
 def _digits():
@@ -101,10 +124,8 @@ def _cached(name, size, data_dir, root):
     dataset, config, version = prepared.parse(name)
     folder = prepared.find(name, data_dir)
     key = "--".join([dataset, config or "", folder.name if folder else version or "*", str(size or "")])
-    if folder:
-        places = [cache.entry(root, key)]
-    else:  # a cache outlives its source: the newest version will do
-        places = sorted(root.glob(key), key=lambda path: [int(part) for part in path.name.split("--")[2].split(".")])[-1:]
+    # A cache outlives its source: the newest version that is whole will do.
+    places = [cache.entry(root, key)] if folder else _versions(root, key)
     print_of_source = prepared.fingerprint(folder) if folder else None
     for place in places:
         try:
@@ -122,7 +143,7 @@ def _cached(name, size, data_dir, root):
     if folder is None:
         raise prepared.missing(name, data_dir)
     logger.info("decoding %s from %s", name, folder)
-    splits, facts = prepared.decode(folder, size)
+    splits, facts = prepared.decode(folder, size, prepared.how_to_prepare(name, data_dir))
     try:
         cache.write(places[0], splits, {**facts, "source": print_of_source})
     except OSError as error:
@@ -134,6 +155,14 @@ def _cached(name, size, data_dir, root):
             error,
         )
     return splits, facts
+
+
+def _versions(root, key):
+    """The folders of `key`, whose version may be "*", newest first; folders with another name are none of ours."""
+    pattern = re.compile(re.escape(key).replace(re.escape("*"), r"(\d+(?:\.\d+)*)"))
+    found = [(match, path) for path in root.glob(key) if (match := pattern.fullmatch(path.name))]
+    newest = lambda item: [int(part) for group in item[0].groups() for part in group.split(".")]
+    return [path for _, path in sorted(found, key=newest, reverse=True)]
 
 
 def _split(splits, validation, seed):

@@ -29,6 +29,9 @@ def randaugment(n: int = 2, m: int = 9) -> Bound:
       n: how many operations, >= 0; 0 is the identity.
       m: magnitude, 0 to 30.
 
+    Returns:
+      The function `(key, x) -> x` of one image.
+
     Raises:
       ValueError: where n or m is outside its range.
     """
@@ -47,7 +50,11 @@ def _randaugment(key, x, n, m):
 
 
 def trivial_augment() -> Bound:
-    """One operation of RandAugment's list at a magnitude uniform in 0 to 30, wide ranges (Müller & Hutter 2021)."""
+    """One operation of RandAugment's list at a magnitude uniform in 0 to 30, wide ranges (Müller & Hutter 2021).
+
+    Returns:
+      The function `(key, x) -> x` of one image.
+    """
     return bind(_trivial_augment)
 
 
@@ -71,6 +78,9 @@ def operation(x, op, magnitude, sign, ranges=_RANDAUGMENT):
         colour, contrast, brightness, sharpness.
       magnitude, sign: float scalars.
       ranges: largest strengths, RandAugment's or TrivialAugment's.
+
+    Returns:
+      (H, W, C).
     """
     shear, (unit, shift), degrees, factor, bits = ranges
     signed = magnitude * sign
@@ -104,14 +114,28 @@ _COUNT = 14
 
 
 def autocontrast(x):
-    """Each channel of x (H, W, C) stretched so that it spans [0, 1]; a constant channel stays."""
+    """Each channel stretched so that it spans [0, 1]; a constant channel stays.
+
+    Args:
+      x: (H, W, C) float.
+
+    Returns:
+      (H, W, C).
+    """
     low, high = x.min(axis=(0, 1), keepdims=True), x.max(axis=(0, 1), keepdims=True)
     span = high - low
     return jnp.where(span > 0, (x - low) / jnp.where(span > 0, span, 1), x)
 
 
 def equalise(x):
-    """Each channel of x (H, W, C) in [0, 1] with its histogram of 256 levels made flat, as PIL's `equalize`."""
+    """Each channel with its histogram of 256 levels made flat, as PIL's `equalize`.
+
+    Args:
+      x: (H, W, C) float in [0, 1].
+
+    Returns:
+      (H, W, C).
+    """
     levels = jnp.round(jnp.clip(x, 0, 1) * 255).astype(jnp.int32)
     channels = jnp.broadcast_to(jnp.arange(x.shape[-1]), levels.shape)
     counts = jnp.zeros((256, x.shape[-1]), jnp.int32).at[levels, channels].add(1)
@@ -122,13 +146,28 @@ def equalise(x):
 
 
 def posterise(x, bits):
-    """x in [0, 1] with only the upper `bits` (0 to 8, may be traced) of its 256 levels kept."""
+    """Only the upper bits of 256 levels kept.
+
+    Args:
+      x: float in [0, 1], of any shape.
+      bits: number scalar, 0 to 8, may be traced.
+
+    Returns:
+      As x.
+    """
     unit = 2 ** (8 - bits)
     return jnp.floor(jnp.round(x * 255) / unit) * unit / 255
 
 
 def smooth(x):
-    """x (H, W, C) through the 3 x 3 kernel (1 1 1, 1 5 1, 1 1 1) / 13, the border kept, as PIL's SMOOTH."""
+    """The 3 x 3 kernel (1 1 1, 1 5 1, 1 1 1) / 13, the border kept, as PIL's SMOOTH.
+
+    Args:
+      x: (H, W, C) float; smaller than 3 x 3 it stays.
+
+    Returns:
+      (H, W, C).
+    """
     height, width, _ = x.shape
     if min(height, width) < 3:
         return x

@@ -1,5 +1,6 @@
 """TFDS folders in array_record format, found and decoded without tensorflow."""
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -11,18 +12,32 @@ import numpy as np
 
 from paradigms.data.tokens import characters, padded
 
-_NAME = re.compile(r"(\w+)(?:/([\w+][\w+.-]*))?(?::(\d+\.\d+\.\d+))?", re.ASCII)
+# No set has a dash in its name; one that is asked for is answered with the close names, not with the grammar.
+_NAME = re.compile(r"(\w+(?:-\w+)*)(?:/([\w+][\w+.-]*))?(?::(\d+\.\d+\.\d+))?", re.ASCII)
 _SPLITS = ("train", "validation", "test")
 _CHUNK = 512
 
 
 def data_root(data_dir=None) -> Path:
-    """`data_dir`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`, TFDS's own default."""
+    """Where prepared sets are.
+
+    Args:
+      data_dir: a path, or None.
+
+    Returns:
+      `data_dir`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`, TFDS's own default.
+    """
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
 
 
 def parse(name: str) -> tuple[str, str | None, str | None]:
-    """(set, config, version) of "set", "set/config", "set:1.0.0" or "set/config:1.0.0".
+    """The parts of a name.
+
+    Args:
+      name: "set", "set/config", "set:1.0.0" or "set/config:1.0.0".
+
+    Returns:
+      (set, config, version), None where the name has none.
 
     Raises:
       ValueError: where the name has another form.
@@ -34,7 +49,15 @@ def parse(name: str) -> tuple[str, str | None, str | None]:
 
 
 def how_to_prepare(name: str, data_dir: Path) -> str:
-    """What to type to get the set, once, where tensorflow and a network are."""
+    """What to type to get a set, once, where tensorflow and a network are.
+
+    Args:
+      name: of the set.
+      data_dir: where it is to be.
+
+    Returns:
+      The end of an error's message.
+    """
     call = f"tfds.builder('{name}', data_dir='{data_dir}', file_format='array_record').download_and_prepare()"
     return (
         "prepare it once, in any environment with tensorflow and a network, and copy the folder here if that was "
@@ -43,10 +66,18 @@ def how_to_prepare(name: str, data_dir: Path) -> str:
 
 
 def find(name: str, data_dir: Path) -> Path | None:
-    """The folder of a prepared set, the newest version where none is named; None where there is none.
+    """The folder of a prepared set, the newest version where none is named.
+
+    Args:
+      name: of the set.
+      data_dir: where prepared sets are.
+
+    Returns:
+      The folder, or None where there is none.
 
     Raises:
       ValueError: where the set was prepared in a format that needs tensorflow to read.
+      OSError: where its description is damaged.
     """
     dataset, config, version = parse(name)
     folder = data_dir / dataset / config if config else data_dir / dataset
@@ -56,21 +87,66 @@ def find(name: str, data_dir: Path) -> Path | None:
     if not versions:
         return None
     # A newer version in a format that cannot be read does not hide an older one that can.
-    readable = [path for path in versions if _format(path) == "array_record"]
+    remedy = how_to_prepare(name, data_dir)
+    formats = {path: _description(path / "dataset_info.json", remedy).get("fileFormat") or "tfrecord" for path in versions}
+    readable = [path for path in versions if formats[path] == "array_record"]
     if not readable:
         raise ValueError(
-            f"{name} in {versions[-1]} is in {_format(versions[-1])} format, which needs tensorflow to read; "
-            + how_to_prepare(name, data_dir)
+            f"{name} in {versions[-1]} is in {formats[versions[-1]]} format, which needs tensorflow to read; {remedy}"
         )
     return readable[-1]
 
 
-def _format(folder):
-    return json.loads((folder / "dataset_info.json").read_text()).get("fileFormat") or "tfrecord"
+def _description(path, remedy) -> dict:
+    """The content of one of the JSON files of a folder."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError) as error:
+        raise _damaged(path, error, path.parent, remedy) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "it holds no object", path.parent, remedy)
+    return content
+
+
+def _damaged(what, error, folder, remedy) -> OSError:
+    reason = error if isinstance(error, str) else repr(error)
+    return OSError(
+        f"{what} cannot be read ({reason}): files may be missing or damaged; delete the folder {folder} and " + remedy
+    )
+
+
+class _Unreadable(Exception):
+    """A file of a prepared set is not what TFDS wrote."""
+
+
+@contextlib.contextmanager
+def _reading():
+    """Turns what TFDS and array_record raise on damaged or missing files, a mixed lot, into `_Unreadable`.
+
+    Only around their calls, and not for any exception: the answer to this one is to delete the folder, which must not be
+    said of a mistake in an argument, of a lack of memory, or of libraries that do not fit.
+    """
+    from google.protobuf.json_format import ParseError
+    from google.protobuf.message import DecodeError
+
+    try:
+        yield
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError, ValueError, IndexError, KeyError, DecodeError, ParseError) as error:
+        raise _Unreadable(repr(error)) from error
 
 
 def missing(name: str, data_dir: Path) -> Exception:
-    """The error for a set that is not in `data_dir`: how to prepare it, or which names are close."""
+    """The error for a set that is not prepared here.
+
+    Args:
+      name: of the set.
+      data_dir: where it was looked for.
+
+    Returns:
+      FileNotFoundError with how to prepare it where it is known, else ValueError with close names.
+    """
     dataset, config, _ = parse(name)
     here = sorted({path.parent.parent for path in data_dir.glob("*/*/dataset_info.json")})
     here += sorted({path.parent.parent for path in data_dir.glob("*/*/*/dataset_info.json")})
@@ -84,7 +160,8 @@ def missing(name: str, data_dir: Path) -> Exception:
         known = set()
     if dataset in known or wanted in here:
         return FileNotFoundError(f"{name} is not prepared in {data_dir}; {how_to_prepare(name, data_dir)}")
-    close = difflib.get_close_matches(wanted, sorted({*here, *known}), n=4)
+    plain = {name.lower().replace("-", "_"): name for name in sorted({*here, *known})}
+    close = [plain[key] for key in difflib.get_close_matches(wanted.lower().replace("-", "_"), plain, n=4)]
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return ValueError(
         f"no data set {name!r}: {hint}{data_dir} has {', '.join(here[1:]) or 'nothing'}; digits is built in. If TFDS "
@@ -93,7 +170,14 @@ def missing(name: str, data_dir: Path) -> Exception:
 
 
 def fingerprint(folder: Path) -> str:
-    """Changes when the set is prepared anew with other content: a digest of its description and file sizes."""
+    """Changes when the set is prepared anew with other content.
+
+    Args:
+      folder: of the prepared set.
+
+    Returns:
+      A digest of its description and file sizes, hexadecimal.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         digest.update(path.name.encode() + str(path.stat().st_size).encode())
@@ -102,16 +186,30 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def decode(folder: Path, size: int | None) -> tuple[dict, dict]:
-    """({split: {leaf: array}}, facts) of a prepared set, for the splits train, validation and test that it has.
+def decode(folder: Path, size: int | None, remedy: str) -> tuple[dict, dict]:
+    """Reads a prepared set whole.
+
+    Args:
+      folder: of the set.
+      size: as in `load`.
+      remedy: how to prepare the set anew, for the messages.
+
+    Returns:
+      ({split: {leaf: array}}, facts), for the splits train, validation and test that it has.
 
     Raises:
       ValueError: where no leaf can be made of the features, or images differ in size and no size is given.
-      OSError: where records cannot be read.
+      OSError: where files are damaged or missing.
     """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(folder)
+    for name in ("dataset_info.json", "features.json"):
+        _description(folder / name, remedy)
+    try:
+        with _reading():
+            builder = tfds.builder_from_directory(folder)
+    except _Unreadable as error:
+        raise _damaged(f"the description of {folder} (dataset_info.json, features.json)", str(error), folder, remedy) from error
     names = [name for name in _SPLITS if name in builder.info.splits]
     if not names:
         raise ValueError(f"{folder} has the splits {sorted(builder.info.splits)}, none of them {' or '.join(_SPLITS)}")
@@ -119,14 +217,11 @@ def decode(folder: Path, size: int | None) -> tuple[dict, dict]:
     splits = {}
     for name in names:
         try:
-            splits[name] = _columns(builder.as_data_source(split=name), plan, size)  # pyright: ignore[reportCallIssue]  # its decorator hides the signature
-        except ValueError:
-            raise
-        except Exception as error:  # array_record raises bare RuntimeErrors on damaged or missing files
-            raise OSError(
-                f"split {name!r} of {folder} cannot be read ({error!r}): files may be missing or damaged; delete the "
-                "folder and " + how_to_prepare(builder.name, folder.parent.parent)
-            ) from error
+            with _reading():
+                records = builder.as_data_source(split=name)  # pyright: ignore[reportCallIssue]  # its decorator hides the signature
+            splits[name] = _columns(records, plan, size)
+        except _Unreadable as error:
+            raise _damaged(f"split {name!r} of {folder}", str(error), folder, remedy) from error
     facts = {"classes": plan["classes"], "class_names": plan["class_names"]}
     if plan["kind"] == "image":
         _tidy(splits)
@@ -191,8 +286,16 @@ def _numeric(feature) -> bool:
 def _columns(records, plan, size) -> dict:
     """The leaves of one split, decoded in slices."""
     lists: dict = {"input": [], "y": [], **{name: [] for name in plan["extra"]}}
-    for start in range(0, len(records), _CHUNK):
-        rows = records.__getitems__(list(range(start, min(start + _CHUNK, len(records)))))
+    needed = [*plan["inputs"], *plan["extra"], *([plan["label"]] if plan["label"] else [])]
+    with _reading():
+        count = len(records)
+    for start in range(0, count, _CHUNK):
+        with _reading():
+            rows = records.__getitems__(list(range(start, min(start + _CHUNK, count))))
+        for i, row in enumerate(rows, start):
+            # Of a file cut at a block's end, or of another set, array_record gives records without content.
+            if absent := [name for name in needed if _get(row, name) is None]:
+                raise _Unreadable(f"record {i} has no {absent[0]!r}")
         if plan["kind"] == "text":
             lists["input"] += [_get(row, plan["inputs"][0]) for row in rows]
         elif plan["kind"] == "image":

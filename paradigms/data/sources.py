@@ -37,11 +37,27 @@ class Source:
     batch_size: int
 
     def batch(self, key, step) -> dict:
-        """The batch at `step` (int32 scalar, may be traced). `key` is the same for the whole run; steps differ."""
+        """The batch at a step.
+
+        Args:
+          key: the same for the whole run; steps differ.
+          step: int32 scalar, may be traced.
+
+        Returns:
+          A dict of arrays (batch_size, ...).
+        """
         return self.get(self.arrays, key, step)
 
     def chunk(self, step: int, n: int) -> "Source":
-        """A source that has the batches of steps [step, step + n): this one, since everything is on the device."""
+        """A source that has the batches of steps [step, step + n).
+
+        Args:
+          step: the first.
+          n: how many.
+
+        Returns:
+          This one, since everything is on the device.
+        """
         return self
 
     @property
@@ -64,6 +80,9 @@ def resident(split: dict, batch_size: int, *, transform: Callable | None = None,
         made anew for each run recompiles.
       shuffle: False takes the examples in order, round and round.
 
+    Returns:
+      The source; its size is the number of examples.
+
     Raises:
       ValueError: where the split cannot be trained on (empty, ragged, not numbers, NaN, negative labels) or
         batch_size is not in [1, examples].
@@ -84,7 +103,17 @@ def _gather(arrays, key, step, size, batch_size, transform, shuffle):
 
 
 def finish(batch: dict, key, step, transform: Callable | None) -> dict:
-    """What every source does last: images to [0, 1], tokens to int32, then the transform with the step's own key."""
+    """What every source does last: images to [0, 1], tokens to int32, then the transform with the step's own key.
+
+    Args:
+      batch: dict of arrays, or another tree, to which the transform alone is applied.
+      key: the run's key.
+      step: int32 scalar, may be traced.
+      transform: `(key, batch) -> batch`, or None.
+
+    Returns:
+      The batch.
+    """
     if isinstance(batch, dict):
         if "x" in batch:
             batch = {**batch, "x": pixels(batch["x"])}
@@ -105,6 +134,9 @@ def windows(tokens, batch_size: int, length: int) -> Source:
       tokens: (T,) integers, T > length.
       batch_size: >= 1.
       length: tokens in a window, >= 1.
+
+    Returns:
+      The source.
 
     Raises:
       ValueError: where tokens are not a row of integers >= 0, or fewer than length + 1, or batch_size < 1.
@@ -168,10 +200,19 @@ def _slice(arrays, key, step, transform):
 
 
 def stacked(steps: dict, start: int, size: int, transform: Callable | None = None) -> Source:
-    """A source of the batches in `steps` (n, B, ...), which are those of steps [start, start + n).
+    """A source of batches made before.
 
     `start` is an array of the source, not a constant of its program: chunk after chunk runs without compiling again.
     Outside the range the nearest batch is given.
+
+    Args:
+      steps: dict of arrays (n, B, ...), the batches of steps [start, start + n), n and B >= 1.
+      start: the first step.
+      size: examples in an epoch.
+      transform: as in `resident`.
+
+    Returns:
+      The source; its batch size is B.
     """
     batch_size = jax.tree.leaves(steps)[0].shape[1]
     arrays = jax.device_put({"start": np.int32(start), "batches": steps})

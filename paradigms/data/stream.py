@@ -10,6 +10,7 @@ import numpy as np
 
 from paradigms.data.checks import check_arrays, check_batch_size
 from paradigms.data.sources import Source, stacked
+from paradigms.data.splits import check_seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,13 +32,31 @@ class Stream:
     ahead: dict = dataclasses.field(default_factory=dict)
 
     def batch(self, key, step: int) -> dict:
-        """The batch at `step`, a Python int: reading happens on the host. Inside a jitted loop use `chunk`."""
+        """The batch at a step. Inside a jitted loop use `chunk`.
+
+        Args:
+          key: the same for the whole run.
+          step: a Python int, >= 0: reading happens on the host.
+
+        Returns:
+          A dict of device arrays (batch_size, ...).
+
+        Raises:
+          ValueError: where step < 0.
+        """
         return self.chunk(int(step), 1).batch(key, step)
 
     def chunk(self, step: int, n: int) -> Source:
-        """A `Source` with the batches of steps [step, step + n) on the device; `step` may be one a run, all alike.
+        """A `Source` with the batches of steps [step, step + n) on the device.
 
         With workers, reading of the n steps after these begins, to go on while the device works on these.
+
+        Args:
+          step: the first, >= 0; may be one a run, all alike.
+          n: >= 1.
+
+        Returns:
+          The source.
 
         Raises:
           ValueError: where n < 1 or step < 0.
@@ -98,12 +117,16 @@ def stream(
       workers: threads that read ahead; 0 reads when asked. Threads help where reading waits or decodes in C.
       shuffle: False takes the examples in order, round and round.
 
+    Returns:
+      The stream.
+
     Raises:
-      ValueError: where the set is empty, its records are no dicts of numbers, a label of the first batch is negative,
-        or batch_size or workers is out of range.
+      ValueError: where the set is empty, its first record is no dict of finite numbers or has a negative label, or
+        batch_size, seed or workers is out of range. Only the first record is read and checked here.
     """
     import grain  # half a second to import, needed by those that stream alone
 
+    check_seed(seed)
     if workers < 0:
         raise ValueError(f"workers is {workers}, must be >= 0 (0 reads without threads)")
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):

@@ -4,10 +4,16 @@ import numpy as np
 
 
 def characters(splits: dict) -> list[str]:
-    """Replaces "tokens", a list of byte strings, by one array (T,) of character numbers; returns the vocabulary.
+    """Replaces "tokens", a list of byte strings, by one array (T,) of character numbers, in place.
 
     Documents are joined by newlines. The vocabulary is the sorted set of the characters of every split (nanoGPT's:
     65 for Shakespeare). uint8 where it has at most 256, otherwise int32.
+
+    Args:
+      splits: {split: {"tokens": list of UTF-8 byte strings}}.
+
+    Returns:
+      The vocabulary.
     """
     # Code points as an array: a Python loop over the characters would take seconds a megabyte.
     texts = {name: b"\n".join(split["tokens"]).decode("utf-8", "replace") for name, split in splits.items()}
@@ -21,9 +27,11 @@ def characters(splits: dict) -> list[str]:
 
 
 def padded(splits: dict, size: int | None) -> None:
-    """Replaces "tokens", a list of byte strings, by an array (N, L) uint8 of bytes, cut to L and filled with 0.
+    """Replaces "tokens", a list of byte strings, by an array (N, L) uint8 of bytes, cut to L and filled with 0, in place.
 
-    L is `size`, or the longest text of any split.
+    Args:
+      splits: {split: {"tokens": list of byte strings, ...}}.
+      size: L, >= 1; None is the longest text of any split.
     """
     length = size or max([1, *(len(text) for split in splits.values() for text in split["tokens"])])
     for split in splits.values():

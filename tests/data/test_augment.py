@@ -217,9 +217,52 @@ def test_cutmix_pastes_one_box():
         (lambda: cutout(-2), "size is -2"),
         (lambda: randaugment(2, 31), "m is 31"),
         (lambda: mixup(-1, 3), "alpha is -1"),
+        (lambda: cutmix(float("nan"), 3), "alpha is nan, must be finite"),
+        (lambda: rotate(float("nan")), "degrees is nan, must be finite"),
+        (lambda: colour_jitter(float("nan")), "brightness is nan"),
+        (lambda: solarise(float("nan")), "threshold is nan"),
+        (lambda: crop(mode="foo"), "mode is 'foo', must be one of constant, reflect"),
+        (lambda: cutout(2, 127), r"fill is 127, must be in \[0, 1\]"),
+        (lambda: cutout(2, (0.5, float("nan"))), r"fill is \(0.5, nan\)"),
         (lambda: cutmix(1, 0), "classes is 0"),
     ],
 )
 def test_settings_out_of_range_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("transform", "x", "message"),
+    [
+        (lift(greyscale(1.0)), np.ones((2, 4, 4, 3), np.uint8), "augment: .* is uint8, must be floating: .*pixels"),
+        (lift(solarise(0, 1.0)), np.ones((2, 4, 4, 3), np.int32), "augment: .* is int32"),
+        (lift(flip()), np.ones((2, 4, 4), np.float32), r"augment: .* has shape \(2, 4, 4\), must be .*\(B, H, W, C\).*pixels"),
+        (mixup(1.0, 3), np.ones((2, 4), np.uint8), "mixup: .* is uint8, must be floating: .*pixels"),
+        (cutmix(1.0, 3), np.ones((2, 4, 4, 3), np.uint8), "cutmix: .* is uint8, must be floating: .*pixels"),
+        (cutmix(1.0, 3), np.ones((2, 4, 4), np.float32), r"cutmix: .* has shape \(2, 4, 4\), must be .*\(B, H, W, C\)"),
+    ],
+)
+def test_transforms_refuse_what_they_would_spoil(transform, x, message):
+    with pytest.raises(ValueError, match=message):
+        transform(KEYS[0], {"x": jnp.asarray(x), "y": jnp.arange(2)})
+
+
+def test_functions_of_ones_own_take_any_shape():
+    rows = {"x": jnp.asarray(X.reshape(1, -1))}
+    doubled = lift(lambda key, x: 2 * x)(KEYS[0], rows)["x"]
+    np.testing.assert_array_equal(doubled, 2 * rows["x"])
+    made = lift(lambda key, x: x.reshape(X.shape), flip(1))(KEYS[0], rows)["x"]
+    np.testing.assert_array_equal(made, X[None, :, ::-1])
+
+
+@pytest.mark.parametrize("make", [mixup, cutmix])
+def test_labels_outside_the_classes_are_nan_and_a_batch_of_one_stays(make):
+    batch = {"x": _batch()["x"], "y": jnp.array([0, 4, 1, 2, -1, 3])}
+    off = make(0, 4)(KEYS[0], batch)["y"]
+    np.testing.assert_array_equal(np.isnan(off).all(axis=1), [False, True, False, False, True, False])
+    np.testing.assert_array_equal(off[2], [0, 1, 0, 0])
+    one = {"x": batch["x"][:1], "y": batch["y"][:1]}
+    out = make(1.0, 4)(KEYS[0], one)
+    np.testing.assert_allclose(out["x"], one["x"], atol=1e-6)
+    np.testing.assert_allclose(out["y"], [[1, 0, 0, 0]], atol=1e-6)

@@ -61,3 +61,16 @@ def test_steps_and_tasks_differ_and_repeat(drawn):
 def test_what_does_not_fit_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         data.episodes(SPLIT, **{"ways": 2, "shots": 1, "queries": 1, "tasks": 1, **change})
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"x": SPLIT["x"]}, 'no labels "y"'),
+        ({"y": LABELS}, 'no inputs "x"'),
+        ({**SPLIT, "y": SPLIT["x"]}, "must be integer labels"),
+    ],
+)
+def test_splits_without_inputs_or_labels_are_refused(split, message):
+    with pytest.raises(ValueError, match=message):
+        data.episodes(split, ways=2, shots=1, queries=1, tasks=1)

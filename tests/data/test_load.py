@@ -15,6 +15,7 @@ from paradigms.data.tokens import characters, padded
 
 loading = importlib.import_module("paradigms.data.load")
 SOURCE = prepared.data_root()
+FACTS = {"classes": 0, "class_names": [], "source": None}
 
 
 def _need(name):
@@ -42,9 +43,61 @@ def test_digits():
     np.testing.assert_array_equal(other.test["x"], data.test["x"])  # the test rows do not follow the seed
     assert len(other.validation["x"]) == 200
     assert len(load("digits", validation=0).validation["y"]) == 0
-    for bad in (1.0, -0.1, 5000, "a", True):
-        with pytest.raises(ValueError, match="validation is"):
+    for bad in (1.0, -0.1, 5000, "a", True, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"validation is .*must be a fraction in \[0, 1\)"):
             load("digits", validation=bad)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"validation": 0.999999}, "validation is 0.999999, all 1438 examples of train: must be at most 0.999"),
+        ({"seed": -1}, "seed is -1, must be an integer >= 0"),
+        ({"seed": 0.5}, "seed is 0.5, must be an integer >= 0"),
+        ({"size": 16}, "size is 16, must be None for digits"),
+        ({"size": 14.5}, "size is 14.5, must be an integer >= 1"),
+        ({"size": 0}, "size is 0, must be an integer >= 1"),
+    ],
+)
+def test_arguments_out_of_range_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        load("digits", **change)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((10, 20, 0), r"count is 20, must be an integer in \[0, 10\]"),
+        ((10, -2, 0), "count is -2"),
+        ((10, 2.5, 0), "count is 2.5"),
+        ((10, 2, 0, np.zeros(9, int)), r"labels has shape \(9,\), must be \(10,\)"),
+    ],
+)
+def test_holdout_refuses_what_is_no_share_of_its_rows(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        holdout(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [("MNIST", "mnist"), ("fashion-mnist", "fashion_mnist"), ("Fashion-MNIST:1.0.0", "fashion_mnist"), ("Digits", "digits")],
+)
+def test_close_names_whatever_the_case_and_the_dashes(tmp_path, name, close):
+    for known in ("mnist", "fashion_mnist"):
+        (tmp_path / known / "1.0.0").mkdir(parents=True)
+        (tmp_path / known / "1.0.0" / "dataset_info.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"did you mean (.* or )?{close}\b"):
+        load(name, data_dir=tmp_path, cache_dir=tmp_path / "cache")
+
+
+def test_the_newest_cached_version_among_folders_of_other_names(tmp_path):
+    for name in ("a_set----abc--", "a_set------", "a_set----1.x.0--", "a_set----9.0.0--16", "a_set----3.0.0--"):
+        (tmp_path / name).mkdir()
+    for version, value in (("1.9.0", 1), ("1.10.0", 2)):
+        write(entry(tmp_path, f"a_set----{version}--"), {"train": {"x": np.full((20, 1), value)}}, FACTS)
+    data = load("a_set", data_dir=tmp_path / "none", cache_dir=tmp_path)
+    assert data.train["x"][0] == 2
+    assert load("a_set:1.9.0", data_dir=tmp_path / "none", cache_dir=tmp_path).train["x"][0] == 1
 
 
 def test_holdout_is_stratified_exact_and_a_partition():
@@ -109,6 +162,9 @@ def test_text_is_characters(shakespeare):
     assert "".join(data.class_names[i] for i in data.train["tokens"][:13]) == "First Citizen"
     assert (data.mean, data.train["tokens"].dtype) == ((), np.uint8)
     cut = load("tiny_shakespeare", validation=1000, **shakespeare)
+    for loaded in (data, cut, load("digits")):  # just decoded, from the cache, and built in
+        leaves = [leaf for split in (loaded.train, loaded.validation, loaded.test) for leaf in split.values()]
+        assert not any(leaf.flags.writeable for leaf in leaves)
     np.testing.assert_array_equal(cut.validation["tokens"], data.train["tokens"][-1000:])
 
 
@@ -157,6 +213,31 @@ def test_what_is_missing_is_explained(shakespeare, tmp_path):
     next(info.parent.glob("*train*")).unlink()
     with pytest.raises(OSError, match="missing or damaged; delete the folder"):
         load("tiny_shakespeare", data_dir=shakespeare["data_dir"], cache_dir=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "cut", "message"),
+    [
+        ("*train.array_record*", 65536, r"split 'train' of .*record 0 has no 'text'"),
+        ("*train.array_record*", 70000, "split 'train' of .*RuntimeError"),
+        ("dataset_info.json", 100, r"dataset_info\.json cannot be read \(JSONDecodeError"),
+        ("features.json", 100, r"features\.json cannot be read \(JSONDecodeError"),
+    ],
+)
+def test_damaged_folders_say_which_file_and_what_to_delete(shakespeare, pattern, cut, message):
+    (file,) = shakespeare["data_dir"].glob(f"*/*/{pattern}")
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(OSError, match=rf"(?s){message}.*delete the folder {file.parent} and .*download_and_prepare"):
+        load("tiny_shakespeare", **shakespeare)
+
+
+def test_what_is_no_damage_is_not_called_so(shakespeare, monkeypatch):
+    def mistake(*_):
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr(prepared, "_columns", mistake)
+    with pytest.raises(TypeError, match="a mistake"):
+        load("tiny_shakespeare", **shakespeare)
 
 
 def test_an_unwritable_cache_is_a_warning(shakespeare, tmp_path, caplog):
@@ -248,6 +329,10 @@ def test_subsets():
         (lambda: label_noise(_labels(), 1.5, 3), "rate is 1.5"),
         (lambda: label_noise(_labels(), 0.5, 2), "classes is 2"),
         (lambda: label_flips(_labels(), 0.5, {7: 1}), "mapping has class 7"),
+        (lambda: label_flips(_labels(), 0.5, {0: 3}), r"mapping sends class 0 to 3, must be .* in \[0, 2\]"),
+        (lambda: label_flips(_labels(), 0.5, {0: -1}), "mapping sends class 0 to -1"),
+        (lambda: imbalance(_labels(), float("nan")), "ratio is nan"),
+        (lambda: few_labels(_labels(), 1, seed=-1), "seed is -1, must be an integer >= 0"),
         (lambda: few_labels({"x": np.zeros(3)}, 1), "no labels"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paradigms.data import augment, batches, chain, crop, flip, mixup, resident, stream, windows
+from paradigms.data import Data, augment, batches, chain, crop, flip, mixup, resident, stream, windows
 
 
 def _split(n=23):
@@ -119,6 +119,12 @@ def test_bad_splits_raise_before_compiling(change, message):
         resident({"y": np.zeros(3, int), **change}, 1)
 
 
+@pytest.mark.parametrize("use", [lambda whole: resident(whole, 64), lambda whole: batches(whole, 64)])
+def test_a_whole_data_set_is_no_split(use):
+    with pytest.raises(ValueError, match=r"split is a Data, must be .* one of its splits: pass its \.train"):
+        use(Data("name", _split(), _split(), _split(), 5, (), (), ()))
+
+
 def test_bad_sizes_raise():
     with pytest.raises(ValueError, match=r"split is empty \(0 examples\)"):
         resident({"x": np.zeros((0, 2))}, 1)
@@ -165,3 +171,5 @@ def test_streams_check_what_they_are_given():
         stream(_records(), 12)
     with pytest.raises(ValueError, match="workers is -1"):
         stream(_records(), 1, workers=-1)
+    with pytest.raises(ValueError, match="seed is -1"):
+        stream(_records(), 1, seed=-1)
