@@ -250,7 +250,7 @@ def execute(module: Any, name: str, config: Any, options: Options, root: pathlib
     import numpy as np
 
     from paradigms import logging, report
-    from paradigms.metrics import interval
+    from paradigms.evaluation import interval
 
     plain = _json(config)
     folder = open_folder(name, plain, options)

@@ -11,10 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from paradigms.evaluation import Measured as Measured
-from paradigms.evaluation import Metrics as Metrics
-from paradigms.evaluation import evaluate as evaluate
-from paradigms.evaluation import interval as interval
+from paradigms.evaluation import Metrics
 
 
 def _rows(logits: Any, y: Any, weight: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from paradigms.metrics import interval
+from paradigms.evaluation import interval
 
 Rows = Sequence[Mapping[str, Any]]
 

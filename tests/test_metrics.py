@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from paradigms import metrics
+from paradigms.evaluation import evaluate, interval
 
 
 class Linear:
@@ -42,7 +43,7 @@ def test_evaluate_is_exact_for_any_batch_size_and_compiles_once(batch_size):
         seen.update(outputs)
         return metrics.classification()(outputs, whole)
 
-    measured = metrics.evaluate(trainer, weights, split, keep, batch_size)
+    measured = evaluate(trainer, weights, split, keep, batch_size)
     assert trainer.traces == 1
     np.testing.assert_allclose(seen["logits"], split["x"] @ weights, rtol=1e-5, atol=1e-6)
     assert seen["features"].shape == split["x"].shape
@@ -56,7 +57,7 @@ def test_padding_has_weight_zero_and_rows_of_the_split():
     split, weights = data(count=11)
     split["weight"] = np.arange(1, 12, dtype=np.float32)
     trainer = Linear()
-    metrics.evaluate(trainer, weights, split, metrics.classification(), batch_size=8)
+    evaluate(trainer, weights, split, metrics.classification(), batch_size=8)
     first, last = (jax.device_get(batch) for batch in trainer.batches)
     np.testing.assert_array_equal(first["weight"], split["weight"][:8])
     np.testing.assert_array_equal(last["weight"], [9, 10, 11, 0, 0, 0, 0, 0])
@@ -66,19 +67,17 @@ def test_padding_has_weight_zero_and_rows_of_the_split():
 def test_runs_are_measured_one_by_one():
     split, weights = data()
     stacked = np.stack([weights, -weights, 2 * weights])
-    together = metrics.evaluate(Linear(runs=3), stacked, split, metrics.classification(), batch_size=16)
+    together = evaluate(Linear(runs=3), stacked, split, metrics.classification(), batch_size=16)
     assert together["confusion"].shape == (3, 4, 4)
     for run in range(3):
-        alone = metrics.evaluate(Linear(), stacked[run], split, metrics.classification(), batch_size=16)
+        alone = evaluate(Linear(), stacked[run], split, metrics.classification(), batch_size=16)
         for name, value in alone.items():
             np.testing.assert_allclose(together[name][run], value, rtol=1e-5, err_msg=name)
 
 
 def test_evaluate_takes_device_arrays_and_holds_only_the_outputs_asked_for():
     split, weights = data()
-    seen = metrics.evaluate(
-        Linear(), weights, jax.tree.map(jnp.asarray, split), lambda o, s: {"n": sorted(o)}, outputs=["logits"]
-    )
+    seen = evaluate(Linear(), weights, jax.tree.map(jnp.asarray, split), lambda o, s: {"n": sorted(o)}, outputs=["logits"])
     assert seen == {"n": ["logits"]}
 
 
@@ -86,12 +85,12 @@ def test_evaluate_makes_only_explicit_transfers():
     split, weights = data()
     split["y"], weights = split["y"].astype(np.int32), jax.device_put(weights)
     with jax.transfer_guard("disallow"):
-        metrics.evaluate(Linear(), weights, split, metrics.classification(), batch_size=16)
+        evaluate(Linear(), weights, split, metrics.classification(), batch_size=16)
 
 
 def test_errors_come_before_the_work():
     split, weights = data()
-    run = lambda split, **options: metrics.evaluate(trainer, weights, split, metrics.classification(), **options)
+    run = lambda split, **options: evaluate(trainer, weights, split, metrics.classification(), **options)
     trainer = Linear()
     with pytest.raises(ValueError, match="no examples"):
         run({"x": split["x"][:0], "y": split["y"][:0]})
@@ -265,22 +264,22 @@ def test_regression_equals_its_definition(shape):
 
 
 def test_interval_is_students():
-    mean, half = metrics.interval([1.0, 2.0, 4.0])
+    mean, half = interval([1.0, 2.0, 4.0])
     assert mean == pytest.approx(7 / 3)
     assert half == pytest.approx(4.302653 * np.std([1, 2, 4], ddof=1) / np.sqrt(3), rel=1e-6)  # t table, 2 degrees
-    assert metrics.interval(3.0) == (3.0, None)
-    assert metrics.interval([0.5]) == (0.5, None)
-    assert metrics.interval([2.0, 2.0]) == (2.0, 0.0)
-    assert np.isnan(metrics.interval([1.0, np.nan])).all()
+    assert interval(3.0) == (3.0, None)
+    assert interval([0.5]) == (0.5, None)
+    assert interval([2.0, 2.0]) == (2.0, 0.0)
+    assert np.isnan(interval([1.0, np.nan])).all()
     with pytest.raises(ValueError, match="one number a seed"):
-        metrics.interval([])
+        interval([])
     with pytest.raises(ValueError, match="one number a seed"):
-        metrics.interval(np.zeros((2, 2)))
+        interval(np.zeros((2, 2)))
 
 
 def test_interval_covers_the_mean_in_95_percent_of_samples():
     samples = np.random.default_rng(7).normal(size=(1000, 4))
-    covered = [abs(mean) <= half for mean, half in map(metrics.interval, samples)]
+    covered = [abs(mean) <= half for mean, half in map(interval, samples)]
     assert 0.93 < np.mean(covered) < 0.97
 
 

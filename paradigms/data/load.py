@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from paradigms.data import cache, prepared
+from paradigms.data.decode import decode
 from paradigms.data.splits import check_seed, count_of, holdout
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def _cached(name, size, data_dir, root):
     if folder is None:
         raise prepared.missing(name, data_dir)
     logger.info("decoding %s from %s", name, folder)
-    splits, facts = prepared.decode(folder, size, prepared.how_to_prepare(name, data_dir))
+    splits, facts = decode(folder, size, prepared.how_to_prepare(name, data_dir))
     try:
         cache.write(places[0], splits, {**facts, "source": print_of_source})
     except OSError as error:

@@ -1,7 +1,8 @@
 """Networks, each an encoder and a head, and the convolution they share."""
 
-from paradigms.nn.cnn import Conv4, LeNet, MadryCNN, SmallCNN, TradesCNN, WongCNN
+from paradigms.nn.cnn import LeNet, MadryCNN, SmallCNN, TradesCNN, WongCNN
 from paradigms.nn.conv import conv2d
+from paradigms.nn.conv4 import Conv4
 from paradigms.nn.layers import (
     Chain,
     CurrentBatchNorm,

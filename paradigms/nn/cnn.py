@@ -4,7 +4,6 @@ Every one takes ``image``, the (height, width, channels) of its input, as float3
 ``{"features", "logits"}`` in float32; ``classes=0`` leaves the head out.
 """
 
-import math
 from typing import Any
 
 from flax import nnx
@@ -14,11 +13,9 @@ from paradigms.nn.layers import (
     Layers,
     Normalize,
     Numbers,
-    average_pool,
     batch_norm,
     check_image,
     convolution,
-    current_batch_norm,
     dropout_layer,
     flatten,
     linear_head,
@@ -261,66 +258,6 @@ class MadryCNN(nnx.Module):
             relu3=nnx.relu,
         )
         self.head = linear_head(1024, classes, dtype=dtype, rngs=rngs, **start)
-
-    def __call__(self, x, *, rngs=None):
-        """The features, and with a head the logits, in float32."""
-        return outputs(self.encoder, self.head, x, rngs)
-
-
-class Conv4(nnx.Module):
-    """Four blocks of convolution, normalisation and ReLU: the network of few-shot learning (Vinyals et al., 2016).
-
-    ``pool=False`` halves by stride 2 and averages the positions that are left, as MAML does on Omniglot (Finn et al.,
-    2017); ``pool=True`` halves by 2x2 max-pooling and keeps the positions, as on miniImageNet (``image=(84, 84, 3),
-    channels=32, pool=True``: features (B, 800)) and in Prototypical Networks (64 channels). ``features``: (B, channels),
-    with ``pool`` times the positions left.
-
-    Parameters by default: 112,261.
-
-    Args:
-      image: (height, width, channels) of the images; with ``pool`` height and width at least 16, without it images of
-        other sizes are taken as well.
-      classes: number of logits; 0 for none, the features alone.
-      channels: of each convolution.
-      pool: max-pooling rather than strides.
-      norm: normalisation, by default by the statistics of the batch at hand; ``batch_norm`` keeps running averages.
-      mean: subtracted from pixels in [0, 1]; a number, or one a channel.
-      std: divided by afterwards; positive, a number or one a channel.
-      dtype: of the computation; parameters stay float32.
-      rngs: `nnx.Rngs` that initialise the parameters.
-
-    Raises:
-      ValueError: an argument outside what is said above; in the call: with ``pool`` images other than ``image``, other
-        channels, or integers other than uint8.
-    """
-
-    def __init__(
-        self,
-        image=(28, 28, 1),
-        classes=5,
-        *,
-        channels=64,
-        pool=False,
-        norm=current_batch_norm,
-        mean: Numbers = 0.0,
-        std: Numbers = 1.0,
-        dtype=None,
-        rngs,
-    ):
-        check_image(image, 16 if pool else 1)
-        height, width, depth = image
-        layers: Layers = {"normalize": Normalize(mean, std, dtype, image if pool else None)}
-        for index in range(1, 5):
-            layers[f"conv{index}"] = convolution(depth, channels, 3, 1 if pool else 2, use_bias=True, dtype=dtype, rngs=rngs)
-            layers[f"norm{index}"] = norm(channels, dtype=dtype, rngs=rngs)
-            layers[f"relu{index}"] = nnx.relu
-            if pool:
-                layers[f"pool{index}"] = max_pool
-            depth = channels
-        layers["flatten"] = flatten if pool else average_pool
-        features = channels * (math.prod(n // 16 for n in (height, width)) if pool else 1)
-        self.encoder = Chain(**layers)
-        self.head = linear_head(features, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, *, rngs=None):
         """The features, and with a head the logits, in float32."""

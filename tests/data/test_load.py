@@ -8,12 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from paradigms.data import few_labels, imbalance, label_flips, label_noise, load, prepared
+from paradigms.data import decode, few_labels, imbalance, label_flips, label_noise, load, prepared
 from paradigms.data.cache import entry, read, write
 from paradigms.data.splits import holdout
 from paradigms.data.tokens import characters, padded
 
 loading = importlib.import_module("paradigms.data.load")
+LOADER = importlib.import_module("paradigms.data.load")  # the package has a function of this name
 SOURCE = prepared.data_root()
 FACTS = {"classes": 0, "class_names": [], "source": None}
 
@@ -177,7 +178,7 @@ def test_a_damaged_cache_is_said_and_rebuilt_or_explained(shakespeare, caplog, m
         load("tiny_shakespeare", **shakespeare)
     assert "damaged and is rebuilt" in caplog.text
     assert file.read_bytes() == good
-    monkeypatch.setattr(prepared, "decode", None)  # a sound cache is used: nothing is decoded
+    monkeypatch.setattr(LOADER, "decode", None)  # a sound cache is used: nothing is decoded
     shutil.rmtree(shakespeare["data_dir"])
     assert load("tiny_shakespeare", **shakespeare).classes == 65  # and outlives its source
     file.write_bytes(good[:-1])
@@ -189,8 +190,8 @@ def test_a_set_prepared_anew_is_decoded_anew(shakespeare, monkeypatch):
     load("tiny_shakespeare", **shakespeare)
     (info,) = shakespeare["data_dir"].glob("*/*/dataset_info.json")
     info.write_text(info.read_text() + " ")
-    calls, decode = [], prepared.decode
-    monkeypatch.setattr(prepared, "decode", lambda *args: calls.append(1) or decode(*args))
+    calls = []
+    monkeypatch.setattr(LOADER, "decode", lambda *args: calls.append(1) or decode.decode(*args))
     load("tiny_shakespeare", **shakespeare)
     load("tiny_shakespeare", **shakespeare)
     assert len(calls) == 1
@@ -235,7 +236,7 @@ def test_what_is_no_damage_is_not_called_so(shakespeare, monkeypatch):
     def mistake(*_):
         raise TypeError("a mistake")
 
-    monkeypatch.setattr(prepared, "_columns", mistake)
+    monkeypatch.setattr(decode, "_columns", mistake)
     with pytest.raises(TypeError, match="a mistake"):
         load("tiny_shakespeare", **shakespeare)
 
@@ -270,7 +271,7 @@ def test_tables_and_odd_images_from_features():
             }
         )
 
-    plan = prepared._plan(tfds, Info, "folder", None)
+    plan = decode._plan(tfds, Info, "folder", None)
     assert (plan["kind"], plan["inputs"], plan["label"]) == ("table", ["a", "n/b"], "label")
 
     class Rows(list):
@@ -278,7 +279,7 @@ def test_tables_and_odd_images_from_features():
             return [self[i] for i in indices]
 
     rows = Rows([{"a": np.float32(i), "n": {"b": np.array([1, 2])}, "name": b"", "label": i % 2} for i in range(3)])
-    columns = prepared._columns(rows, plan, None)
+    columns = decode._columns(rows, plan, None)
     np.testing.assert_array_equal(columns["x"], [[0, 1, 2], [1, 1, 2], [2, 1, 2]])
     np.testing.assert_array_equal(columns["y"], [0, 1, 0])
     mean, std = loading._moments(columns["x"])
@@ -286,14 +287,14 @@ def test_tables_and_odd_images_from_features():
     np.testing.assert_allclose(std, [np.sqrt(2 / 3), 1, 1])
     Info.features = f.FeaturesDict({"image": f.Image(shape=(None, None, 3)), "label": f.ClassLabel(num_classes=2)})
     with pytest.raises(ValueError, match="differ in size: pass size="):
-        prepared._plan(tfds, Info, "folder", None)
-    assert prepared._fit(np.zeros((20, 30, 3), np.uint8), 10).shape == (10, 10, 3)
+        decode._plan(tfds, Info, "folder", None)
+    assert decode._fit(np.zeros((20, 30, 3), np.uint8), 10).shape == (10, 10, 3)
 
 
 def test_images_are_tidied():
     bits = np.repeat(np.random.default_rng(0).integers(0, 2, (4, 3, 3, 1), dtype=np.uint8), 3, axis=-1)
     splits = {"train": {"x": bits}}
-    prepared._tidy(splits)
+    decode._tidy(splits)
     np.testing.assert_array_equal(splits["train"]["x"], bits[..., :1] * 255)
 
 
