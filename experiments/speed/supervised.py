@@ -180,7 +180,7 @@ def by_hand(case, split, loop):
 
 def peer(case, split, compiled):
     """The same step in PyTorch."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(torch.get_num_threads())
     net = case["torch"](torch)
