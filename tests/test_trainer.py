@@ -10,6 +10,8 @@ import pytest
 from jax.sharding import Mesh
 
 import paradigms as pd
+from paradigms import data
+from paradigms.evaluation import evaluate
 from paradigms.objective import Objective, Update, hide, own
 from tests.contracts import NET, batch_for, build, source
 
@@ -308,3 +310,24 @@ def test_settings_are_checked_before_anything_is_compiled():
 def test_trainer_refuses_no_microbatches():
     with pytest.raises(ValueError, match="microbatches=0"):
         pd.Trainer(pd.supervised(linear()), optax.sgd(0.1), microbatches=0)
+
+
+def test_many_runs_read_one_stream():
+    records = [{"x": x, "y": y} for x, y in zip(BATCH["x"], BATCH["y"], strict=True)]
+    stream = data.stream(records, 4)
+    many = pd.vectorize(lambda: pd.Trainer(pd.supervised(linear()), optax.sgd(0.1)), seeds=2)
+    one = pd.Trainer(pd.supervised(linear()), optax.sgd(0.1))
+    part = jax.tree.map(lambda leaf: leaf[:4], BATCH)
+    root = jax.random.key(5)
+    together, alone = many.init(root, part), one.init(jax.random.fold_in(root, 1), part)
+    for _ in range(2):
+        (together, _), (alone, _) = many.scan(together, stream, 2), one.scan(alone, stream, 2)
+    close(jax.tree.map(lambda leaf: leaf[1], together.params), alone.params)
+
+
+def test_evaluation_holds_every_query_of_an_episode():
+    trainer = pd.Trainer(pd.maml(pd.supervised(linear()), optax.sgd(0.1)), optax.sgd(0.1))
+    episodes = jax.tree.map(lambda leaf: leaf[:5], batch_for(("maml", "supervised")))
+    state = trainer.init(0, episodes)
+    found = evaluate(trainer, state, episodes, lambda outputs, split: {"logits": outputs["logits"]}, batch_size=8)
+    np.testing.assert_allclose(found["logits"], trainer.predict(state, episodes)["logits"], rtol=1e-5, atol=1e-6)
