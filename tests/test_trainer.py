@@ -331,3 +331,23 @@ def test_evaluation_holds_every_query_of_an_episode():
     state = trainer.init(0, episodes)
     found = evaluate(trainer, state, episodes, lambda outputs, split: {"logits": outputs["logits"]}, batch_size=8)
     np.testing.assert_allclose(found["logits"], trainer.predict(state, episodes)["logits"], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_tokens_and_of_other_shapes():
+    rng = np.random.default_rng(0)
+    x, y, weight = rng.random((4, 5, 6), np.float32), rng.integers(0, 3, (4, 5)), rng.random((4, 5)).astype(np.float32)
+    child = pd.supervised(pd.from_functions(lambda key, x: {"w": jax.random.normal(key, (6, 3))}, lambda p, x: x @ p["w"]))
+    params, state = child.init(jax.random.key(0), {"x": x, "y": y})
+    logits = x @ np.asarray(params["model"]["w"])
+    losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, y[..., None], -1)[..., 0]
+    value, _ = child.losses(params, state, {"x": x, "y": y, "weight": weight}, pd.context(train=True))
+    np.testing.assert_allclose(value["supervised"], (weight * losses).sum() / weight.sum(), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"weight has shape \(4, 1\)"):
+        child.losses(params, state, {"x": x, "y": y, "weight": weight[:, :1]}, pd.context(train=True))
+
+
+def test_labels_of_every_task_are_checked():
+    episodes = jax.tree.map(np.copy, batch_for(("maml", "supervised")))
+    episodes["support"]["y"][3, 1] = 99
+    with pytest.raises(ValueError, match="labels from 0 to 99"):
+        pd.Trainer(pd.maml(pd.supervised(linear()), optax.sgd(0.1)), optax.sgd(0.1)).init(0, episodes)
