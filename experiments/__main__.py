@@ -1,5 +1,6 @@
-"""``python -m experiments``: the list; ``... <name> --help``: one experiment's flags; ``... table``: results."""
+"""``python -m experiments``: the list; ``... <name> --help``: one experiment's flags; ``... --help``: the commands."""
 
+import ast
 import dataclasses
 import difflib
 import importlib
@@ -10,7 +11,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
-from experiments.runner import HERE, Options, execute, find, results, shown, table, update_readme
+from experiments.catalog import HERE, find, results, shown
+from experiments.runner import Options, execute
 
 
 def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -44,6 +46,21 @@ def listing(root: pathlib.Path = HERE) -> None:
     print("\npython -m experiments <experiment> --help shows its settings.")
 
 
+def commands() -> dict[str, str]:
+    """The summary of every command, by name, read from its source."""
+    found = sorted(path for path in (HERE / "commands").glob("*.py") if path.stem != "__init__")
+    texts = {path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for path in found}
+    return {name: (text or "").partition("\n")[0] for name, text in texts.items()}
+
+
+def usage(root: pathlib.Path = HERE) -> None:
+    """Prints how the command line is used, and the list of experiments."""
+    print(f"usage: python -m {root.name} [<experiment> | <command>] [flags]\n")
+    show("Commands", ("command", "summary"), list(commands().items()))
+    print()
+    listing(root)
+
+
 def _cache() -> None:
     """Compiled programs are kept between processes, unless the environment says where or not at all."""
     import jax
@@ -53,6 +70,16 @@ def _cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path("~/.cache/paradigms/jax").expanduser()))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def command(name: str, flags: Sequence[str], root: pathlib.Path = HERE) -> int:
+    """Runs the command `name` with command-line `flags`; returns the exit code."""
+    import tyro
+
+    module = importlib.import_module(f"experiments.commands.{name}")
+    given = tyro.cli(module.Flags, args=list(flags), prog=f"python -m {root.name} {name}", description=module.__doc__)
+    _cache()
+    return module.main(given, root)
 
 
 def launch(name: str, flags: Sequence[str], root: pathlib.Path = HERE) -> int:
@@ -92,25 +119,20 @@ def fail(error: Exception, debug: bool = False) -> int:
 
 
 def main(arguments: Sequence[str] | None = None, root: pathlib.Path = HERE) -> int:
-    """The command line: a list, ``table [README.md]``, or ``<experiment> [flags]``; returns the exit code."""
+    """The command line: the list, a command (`commands`) or an experiment with its flags; returns the exit code."""
     name, *flags = list(sys.argv[1:] if arguments is None else arguments) or [""]
-    if name in ("", "-h", "--help") or (name == "table" and {"-h", "--help"} & {*flags}):
-        if name:
-            print(f"usage: python -m {root.name} [table [README.md] | <experiment> [flags]]\n")
-        name = ""
     try:
-        if not name:
-            listing(root)
+        if name in ("", "-h", "--help"):
+            usage(root) if name else listing(root)
             return 0
-        if name == "table":
-            print(table(root)) if not flags else update_readme(flags[0], root)
-            return 0
+        if name in commands():
+            return command(name, flags, root)
     except (ValueError, OSError) as error:
         return fail(error)
     names, name = list(find(root)), name.removesuffix(".py").replace("/", ".")
     if name not in names:
         by_end = [known for known in names if known.rpartition(".")[2] == name]
-        close = by_end or difflib.get_close_matches(name, names, 3, 0.4)
+        close = by_end or difflib.get_close_matches(name, [*names, *commands()], 3, 0.4)
         advice = f"did you mean {' or '.join(close)}?" if close else f"python -m {root.name} lists them"
         print(f"error: no experiment {name!r}; {advice}", file=sys.stderr)
         return 2

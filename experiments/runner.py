@@ -1,39 +1,19 @@
-"""Finds the experiments, runs one, and makes the table of what runs produced.
+"""Runs one experiment: its folder, its result and its report.
 
-An experiment is a file ``<paradigm>/<benchmark>.py``, or ``tour.py``, with a docstring (its first line is the summary
-in the list), a frozen dataclass ``Config``, ``run(config, folder) -> {metric: number or list over seeds}``, and
-optionally ``PUBLISHED = {metric: {"mean": ..., "std": ..., "source": ...}}``, ``PROTOCOL = "..."`` and ``CHOICES``, the
-names of settings that choose among published protocols, all literals.
-Larger arrays that ``run`` returns, such as a confusion matrix, go to ``arrays.npz`` and the report. Nothing but
-literals is read for the list, so it does not import jax.
+Arrays of more than one axis that ``run`` returns, such as a confusion matrix, go to ``arrays.npz`` and the report.
 """
 
-import ast
-import contextlib
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
 import json
-import math
-import os
 import pathlib
-import platform
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
-HERE = pathlib.Path(__file__).parent
-MARKERS = "<!-- results -->", "<!-- /results -->"
-COMPILE = ("backend_compile_duration", "jaxpr_trace_duration", "jaxpr_to_mlir_module_duration")
-
-
-class Entry(NamedTuple):
-    """An experiment as its source says it, not imported."""
-
-    name: str
-    summary: str
-    published: dict[str, dict]
+from experiments import files, machine
+from experiments.catalog import HERE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,128 +24,34 @@ class Options:
     """Folder of runs; this one goes to OUT/<experiment>/<id>."""
     resume: pathlib.Path | None = None
     """Folder of a run that was cut short: from the checkpoints it has, it goes on. The other flags must be the same."""
+    override: bool = False
+    """With --resume: go on although the other flags are not the same."""
     save_result: bool = False
     """Also write the result to experiments/results, from which the README's table is made; with the default settings."""
     debug: bool = False
     """Show the traceback of an error."""
 
 
-def find(root: pathlib.Path = HERE) -> dict[str, Entry]:
-    """Every experiment below `root` by its dotted name, such as ``continual.permuted_mnist``."""
-    files = [*root.glob("tour.py"), *sorted(root.glob("*/*.py"))]
-    files = [file for file in files if not file.stem.startswith("_") and file.parent.name not in ("speed", "results")]
-    names = {".".join(file.relative_to(root).with_suffix("").parts): file for file in files}
-    entries = {name: _entry(name, ast.parse(file.read_text(encoding="utf-8"))) for name, file in names.items()}
-    return {name: entry for name, entry in entries.items() if entry is not None}
-
-
-def _entry(name: str, tree: ast.Module) -> Entry | None:
-    if not any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body):
-        return None
-    published = {}
-    for node in tree.body:
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
-            continue
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        if any(isinstance(target, ast.Name) and target.id == "PUBLISHED" for target in targets):
-            with contextlib.suppress(ValueError):  # not a literal: the list goes without it
-                published = ast.literal_eval(node.value)
-    return Entry(name, (ast.get_docstring(tree) or "").partition("\n")[0].strip(), published)
-
-
-def results(root: pathlib.Path = HERE) -> dict[str, dict]:
-    """The contents of ``results/*.json`` by experiment."""
-    loaded = map(_read, sorted((root / "results").glob("*.json")))
-    return {result["experiment"]: result for result in loaded}
-
-
-def _read(path: pathlib.Path) -> dict:
-    """The object in a JSON file; a ValueError that names the file where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give another path, or restore the file") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not an object; restore the file")
-    return content
-
-
-def shown(number: dict | None, spread: str = "interval95") -> str:
-    """``{"mean": 0.8821, "interval95": 0.0039}`` as ``0.8821 ± 0.0039``; a dash for None."""
-    if not number or number.get("mean") is None:
-        return "—" if not number else "nan"
-    mean, half = number["mean"], number.get(spread)
-    if not half or not math.isfinite(half):
-        return f"{mean:.4g}"
-    digits = min(max(1 - math.floor(math.log10(half)), 0), 8)
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
-
-
-def table(root: pathlib.Path = HERE) -> str:
-    """The Markdown table of all results: every metric with a published number, else an experiment's first."""
-    lines = ["| experiment | metric | published (± std) | ours (± 95%) | runs | device |", "|---|---|---|---|---|---|"]
-    for name, result in results(root).items():
-        metrics, published = result["metrics"], result["published"]
-        for metric in [metric for metric in metrics if metric in published] or list(metrics)[:1]:
-            cells = name, metric, shown(published.get(metric), "std"), shown(metrics[metric])
-            cells += str(len(metrics[metric]["values"])), f"{result['device']}, {result['seconds']['run']:.0f} s"
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-def update_readme(path: str | os.PathLike, root: pathlib.Path = HERE) -> None:
-    """Puts `table` between the two marker comments of a Markdown file.
+def open_folder(record: dict, options: Options) -> pathlib.Path:
+    """The folder of a new run, with `record` as its ``config.json``, or of the one to resume.
 
     Raises:
-      ValueError: the file lacks the markers ``<!-- results -->`` and ``<!-- /results -->``.
+      ValueError: the folder to resume is not one of a run of this experiment, or it has other settings.
     """
-    path = pathlib.Path(path)
-    text = path.read_text(encoding="utf-8")
-    before, start, rest = text.partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if not start or not end:
-        raise ValueError(f"{path}: no place for the table; add the lines {MARKERS[0]} and {MARKERS[1]}")
-    _write(path, f"{before}{start}\n{table(root)}\n{end}{after}")
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """All of `text` or nothing: a kill half-way leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def _json(value: Any) -> Any:
-    """`value` in JSON's types: paths, dtypes and functions by name, None where a number is not finite."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _json(one) for key, one in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_json(one) for one in value]
-    if callable(tolist := getattr(value, "tolist", None)):  # an array or a NumPy number
-        return _json(tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else getattr(value, "__name__", str(value))
-
-
-def open_folder(name: str, config: dict, options: Options) -> pathlib.Path:
-    """The folder of a new run, with ``config.json`` in it, or of the one to resume.
-
-    Raises:
-      ValueError: the folder to resume is not one of a run of this experiment, or it has another configuration.
-    """
+    name = record["experiment"]
     if options.resume is not None:
-        stored = _read(options.resume / "config.json")
-        if (other := options.resume.resolve().parent.name) != name:
-            raise ValueError(f"--resume {options.resume}: holds a run of {other}; give a folder OUT/{name}/<id>")
-        if changed := sorted(key for key in {*stored, *config} if stored.get(key) != config.get(key)):
-            was = {key: stored.get(key) for key in changed}
-            raise ValueError(f"--resume {options.resume}: started with {was}; give the same flags")
+        stored = read_config(options.resume)
+        if stored["experiment"] != name:
+            raise ValueError(f"--resume {options.resume}: holds a run of {stored['experiment']}; give a folder OUT/{name}/<id>")
+        was, now = ({**one.pop("settings"), **one} for one in (dict(stored), dict(record)))
+        changed = {key: was.get(key) for key in sorted({*was, *now}) if was.get(key) != now.get(key)}
+        if changed and not options.override:
+            raise ValueError(f"--resume {options.resume}: started with {changed}; give the same flags, or --override")
+        if changed:
+            print(f"--override: goes on with other settings; it started with {changed}", file=sys.stderr)
+            files.write(options.resume / "config.json", json.dumps(record, indent=2) + "\n")
         return options.resume
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
     now = datetime.datetime.now(datetime.UTC)
     parent, number = options.out / name, 1
     while True:  # two runs of one second are told apart by a number
@@ -177,61 +63,20 @@ def open_folder(name: str, config: dict, options: Options) -> pathlib.Path:
             if parent.exists() and not parent.is_dir():
                 raise
             number += 1
-    _write(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    files.write(folder / "config.json", json.dumps(record, indent=2) + "\n")
     return folder
 
 
-@contextlib.contextmanager
-def compile_seconds():
-    """Yields a function: the seconds that jax has traced, lowered and compiled so far.
+def read_config(folder: pathlib.Path) -> dict:
+    """A run's ``config.json``: ``{"experiment": name, "settings": {...}}`` and what else it ran under.
 
-    Tracing one function inside another reports both, so what is added up is the time covered, not the durations.
+    Raises:
+      ValueError: there is none, or it is not a run's.
     """
-    import jax
-
-    spans: list[tuple[float, float]] = []
-
-    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        del kwargs
-        if event.rpartition("/")[2] in COMPILE:
-            end = time.monotonic()
-            spans.append((end - duration_secs, end))
-
-    def covered():
-        total, reach = 0.0, -math.inf
-        for start, end in sorted(spans):
-            total, reach = total + max(0.0, end - max(start, reach)), max(reach, end)
-        return total
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield covered
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def device() -> str:
-    """What computes: ``cpu: AMD EPYC 7763, 2 cores`` or ``gpu: NVIDIA H200``."""
-    import jax
-
-    devices = jax.devices()
-    if devices[0].platform != "cpu":
-        return f"{devices[0].platform}: " + (f"{len(devices)} x " if len(devices) > 1 else "") + devices[0].device_kind
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"cpu: {model}, {cores} cores"
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of what the numbers depend on, as far as installed."""
-    found = {"python": platform.python_version()}
-    for package in ("paradigms", "jax", "jaxlib", "flax", "optax", "numpy"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+    stored = files.read(folder / "config.json")
+    if not isinstance(stored.get("experiment"), str) or not isinstance(stored.get("settings"), dict):
+        raise ValueError(f'{folder / "config.json"}: no run\'s, it needs "experiment" and "settings"; give another folder')
+    return stored
 
 
 def execute(module: Any, name: str, config: Any, options: Options, root: pathlib.Path = HERE) -> tuple[pathlib.Path, dict]:
@@ -242,9 +87,11 @@ def execute(module: Any, name: str, config: Any, options: Options, root: pathlib
     """
     if options.save_result:
         _check_default(module, config)
+    settings = files.plain(config)
+    record = {"experiment": name, "settings": settings}
     if options.resume is not None and (options.resume / "result.json").exists():
-        folder = open_folder(name, _json(config), options)
-        result = _read(folder / "result.json")
+        folder = open_folder(record, options)
+        result = files.read(folder / "result.json")
         _save(result, options, root)
         return folder, result
     import numpy as np
@@ -252,11 +99,10 @@ def execute(module: Any, name: str, config: Any, options: Options, root: pathlib
     from paradigms import logging, report
     from paradigms.evaluation import interval
 
-    plain = _json(config)
-    folder = open_folder(name, plain, options)
+    folder = open_folder(record, options)
     print(f"{name}: {folder}", file=sys.stderr)
     start = time.monotonic()
-    with compile_seconds() as compiled:
+    with machine.compile_seconds() as compiled:
         measured = {metric: np.asarray(values) for metric, values in module.run(config, folder).items()}
         compile_time = compiled()
     seconds = {"compile": compile_time, "run": time.monotonic() - start - compile_time}
@@ -264,20 +110,20 @@ def execute(module: Any, name: str, config: Any, options: Options, root: pathlib
     for metric in [metric for metric in measured if metric not in arrays]:
         mean, half = interval(measured[metric])
         metrics[metric] = {"mean": mean, "interval95": half, "values": np.atleast_1d(measured[metric])}
-    result = {"experiment": name, "protocol": getattr(module, "PROTOCOL", ""), "config": plain, "metrics": metrics}
-    result |= {"published": getattr(module, "PUBLISHED", {}), "device": device(), "versions": versions()}
-    result = _json({**result, "seconds": {key: round(value, 2) for key, value in seconds.items()}})
+    result = {"experiment": name, "protocol": getattr(module, "PROTOCOL", ""), "config": settings, "metrics": metrics}
+    result |= {"published": getattr(module, "PUBLISHED", {}), "device": machine.device(), "versions": machine.versions()}
+    result = files.plain({**result, "seconds": {key: round(value, 2) for key, value in seconds.items()}})
 
     if arrays:
         np.savez(folder / "arrays.npz", **arrays)  # pyright: ignore[reportArgumentType]
-    _write(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    files.write(folder / "result.json", json.dumps(result, indent=2) + "\n")
     _save(result, options, root)
     if not (folder / "report.html").exists() or options.resume is not None:
         logs = sorted(folder.rglob("*.jsonl"))
         history = {str(log.relative_to(folder).with_suffix("")): logging.read(log) for log in logs}
         history = {"" if label == "metrics" else label: rows for label, rows in history.items()}
         page = {**result, "metrics": {**result["metrics"], **arrays}}
-        report.html(folder / "report.html", name, plain, history, page)
+        report.html(folder / "report.html", name, settings, history, page)
 
     return folder, result
 
@@ -297,8 +143,8 @@ def _save(result: dict, options: Options, root: pathlib.Path) -> None:
     if not options.save_result:
         return
     path = root / "results" / f"{result['experiment']}.json"
-    before = _read(path)["metrics"] if path.exists() else {}
-    _write(path, json.dumps({**result, "metrics": {**before, **result["metrics"]}}, indent=2) + "\n")
+    before = files.read(path)["metrics"] if path.exists() else {}
+    files.write(path, json.dumps({**result, "metrics": {**before, **result["metrics"]}}, indent=2) + "\n")
 
 
 def require(config: Any, **limits: float) -> None:

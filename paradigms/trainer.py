@@ -72,6 +72,7 @@ class Trainer:
       table: each run's seed and settings (see `vectorize`).
       runs: None, or how many runs are trained side by side (see `vectorize`); then every array of the state, the metrics
         and the outputs has them as its first axis.
+      members: the trainer of each run alone, for ``jax.tree.map(lambda leaf: leaf[run], state)``; of one run, itself.
       pure: the same functions uncompiled.
     """
 
@@ -86,16 +87,16 @@ class Trainer:
         if microbatches < 1:
             raise ValueError(f"microbatches={microbatches}: must be 1 (none) or more")
         self._compile(pure(objective, optimizer, aggregate, microbatches, mesh))
-        self.objective, self.runs, self.table = objective, None, [{}]
+        self.objective, self.runs, self.table, self.members = objective, None, [{}], [self]
         self._parts = microbatches * (mesh.devices.shape[0] if mesh else 1)
 
     @classmethod
-    def around(cls, functions: Pure, like: "Trainer", table: list[dict]) -> "Trainer":
-        """The compiled interface around `functions` that carry many runs; `table` says the settings of each."""
+    def around(cls, functions: Pure, members: "list[Trainer]", table: list[dict]) -> "Trainer":
+        """The compiled interface around `functions` that carry many runs: the trainer and the settings of each."""
         trainer = cls.__new__(cls)
         trainer._compile(functions)
-        trainer.objective, trainer.runs, trainer.table = like.objective, len(table), table
-        trainer._parts = like._parts
+        trainer.objective, trainer.runs, trainer.table, trainer.members = members[0].objective, len(table), table, members
+        trainer._parts = members[0]._parts
         return trainer
 
     def _compile(self, functions: Pure) -> None:

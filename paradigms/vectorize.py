@@ -77,4 +77,4 @@ def vectorize(make: Callable[..., Trainer], seeds: int = 1, over: Over | None = 
         predict=lambda state, batch: lift(lambda pure, s: pure.predict(s, batch), state),
     )
     table = [{"seed": s, **row} for row in rows for s in range(seeds)]
-    return Trainer.around(functions, trainers[0], table)
+    return Trainer.around(functions, [trainer for trainer in trainers for _ in range(seeds)], table)

@@ -29,7 +29,7 @@ def _dense(in_features, features, dtype, rngs):
 
 
 class SmallCNN(nnx.Module):
-    """Two 3x3 convolutions with batch normalisation and a hidden layer: the quick network for 28x28 images.
+    """3x3 convolutions, each with pooling and batch normalisation, and a hidden layer: the quick network for 28x28 images.
 
     Pooling comes before normalisation and ReLU, which commutes with ReLU and leaves a quarter of the values to
     normalise. ``features``: (B, hidden).
@@ -37,9 +37,9 @@ class SmallCNN(nnx.Module):
     Parameters by default: 421,834.
 
     Args:
-      image: (height, width, channels) of the images, height and width at least 4.
+      image: (height, width, channels) of the images, height and width at least 2 to the number of convolutions.
       classes: number of logits; 0 for none, the features alone.
-      channels: of the two convolutions.
+      channels: of the convolutions, at least one.
       hidden: width of the hidden layer.
       dropout: the share of values dropped in training before and after the hidden layer, in [0, 1).
       mean: subtracted from pixels in [0, 1]; a number, or one a channel.
@@ -65,23 +65,23 @@ class SmallCNN(nnx.Module):
         dtype=None,
         rngs,
     ):
-        check_image(image, 4)
+        if not channels:
+            raise ValueError(f"channels={channels!r}: at least one convolution, for example (32, 64)")
+        check_image(image, 2 ** len(channels))
         height, width, depth = image
-        first, second = channels
+        layers: Layers = {"normalize": Normalize(mean, std, dtype, image)}
+        for index, features in enumerate(channels, 1):
+            layers[f"conv{index}"] = convolution(depth, features, use_bias=True, dtype=dtype, rngs=rngs)
+            layers[f"pool{index}"] = max_pool
+            layers[f"norm{index}"] = batch_norm(features, dtype=dtype, rngs=rngs)
+            layers[f"relu{index}"] = nnx.relu
+            height, width, depth = height // 2, width // 2, features
         self.encoder = Chain(
-            normalize=Normalize(mean, std, dtype, image),
-            conv1=convolution(depth, first, use_bias=True, dtype=dtype, rngs=rngs),
-            pool1=max_pool,
-            norm1=batch_norm(first, dtype=dtype, rngs=rngs),
-            relu1=nnx.relu,
-            conv2=convolution(first, second, use_bias=True, dtype=dtype, rngs=rngs),
-            pool2=max_pool,
-            norm2=batch_norm(second, dtype=dtype, rngs=rngs),
-            relu2=nnx.relu,
+            **layers,
             dropout1=dropout_layer(dropout),
             flatten=flatten,
-            linear=_dense((height // 4) * (width // 4) * second, hidden, dtype, rngs),
-            relu3=nnx.relu,
+            linear=_dense(height * width * depth, hidden, dtype, rngs),
+            relu=nnx.relu,
             dropout2=dropout_layer(dropout),
         )
         self.head = linear_head(hidden, classes, dtype=dtype, rngs=rngs)

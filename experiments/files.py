@@ -1,0 +1,42 @@
+"""Small files of runs: JSON that is read with one clear error, and text that is written whole or not at all."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+
+def read(path: pathlib.Path) -> dict:
+    """The object in a JSON file; a ValueError that names the file where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); give another path, or restore the file") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not an object; restore the file")
+    return content
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """All of `text` or nothing: a kill half-way leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's types: paths, dtypes and functions by name, None where a number is not finite."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(one) for one in value]
+    if callable(tolist := getattr(value, "tolist", None)):  # an array or a NumPy number
+        return plain(tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else getattr(value, "__name__", str(value))
