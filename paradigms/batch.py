@@ -43,6 +43,11 @@ def weigh(batch: Batch, weight: jax.Array) -> Batch:
     return {name: weigh(part, weight) for name, part in batch.items()}
 
 
+def unweighted(batch: Batch) -> Batch:
+    """`batch` without its weights of examples or episodes."""
+    return {name: leaf for name, leaf in batch.items() if name != "weight"}
+
+
 def inputs(batch: Batch) -> Tree:
     """The leaves called "x", wherever the batch holds them: what an attack may change."""
     found = {name: leaf if name == "x" else inputs(leaf) for name, leaf in batch.items() if _holds(name, leaf)}

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradigms import logging, metrics
-from paradigms.checkpoint import Checkpoints
+from paradigms import logging, metrics, watch
+from paradigms.checkpoint import LATEST, Checkpoints, Keep
 from paradigms.evaluation import evaluate
+from paradigms.interrupt import Request, Stopped, stopping
+from paradigms.nonfinite import RAISE, Monitor, Nonfinite
 from paradigms.objective import Batch, Tree, check, copy
 from paradigms.trainer import Trainer, TrainState
 
@@ -49,13 +51,18 @@ def fit(
     evaluate_every: int | None = None,
     folder: "pathlib.Path | str | None" = None,
     checkpoint_every: int | None = None,
+    keep: Keep = LATEST,
     resume: bool = False,
+    nonfinite: Nonfinite = RAISE,
     log: "logging.Writer | None" = None,
 ) -> Run:
     """Trains for `steps` updates.
 
     The host is asked nothing inside a chunk; after each it reads the chunk's metrics. The same key gives the same bits,
     whether or not the run was stopped and resumed, as long as `chunk` is the same.
+
+    With a folder, SIGTERM and the first Ctrl-C end the run after the chunk (`paradigms.interrupt.stopping`): it saves and
+    raises `Stopped`. The position in the data is the number of the step, so nothing else is needed to go on.
 
     Args:
       trainer: of one run, or of many (`vectorize`).
@@ -70,7 +77,9 @@ def fit(
       evaluate_every: steps between evaluations, a multiple of `chunk`. Default: `chunk`.
       folder: where ``metrics.jsonl`` and ``checkpoints/`` go; None writes nothing. A used one is refused without `resume`.
       checkpoint_every: steps between checkpoints, a multiple of `chunk`. Default: at the end only.
-      resume: go on from the folder's latest checkpoint, if there is one.
+      keep: which checkpoints stay (`paradigms.checkpoint.Keep`).
+      resume: go on from the folder's latest whole checkpoint, if there is one.
+      nonfinite: what is done about steps whose loss or gradient is not finite: `RAISE`, `SKIP` or `rollback`.
       log: a writer of rows (`paradigms.logging`). Default: a progress bar, or lines where there is no terminal.
 
     Returns:
@@ -78,7 +87,7 @@ def fit(
 
     Raises:
       ValueError: arguments out of range, or data that does not fit the objective, before anything is compiled; a `select`
-        that `measure` does not give, before training.
+        that `measure` does not give, before training. Diverged: by `nonfinite`. Stopped: a signal asked.
     """
     evaluate_every = evaluate_every or chunk
     for name, value in (("steps", steps), ("chunk", chunk)):
@@ -98,42 +107,102 @@ def fit(
 
     batch = _example(source)
     _check_whole(trainer, source, batch)
+    watch.look(trainer, batch, source)
     state = trainer.init(key, batch)
     track = _Track(state, trainer.runs, select, patience)
+    bad = Monitor(nonfinite, trainer, source, state)
 
     with contextlib.ExitStack() as stack:
-        saves = None if home is None else stack.enter_context(Checkpoints(home / "checkpoints"))
+        compiled = stack.enter_context(watch.compile_seconds())
+        request = Request() if home is None else stack.enter_context(stopping())
+        saves = None if home is None else stack.enter_context(Checkpoints(home / "checkpoints", keep))
         history: list[dict] = []
-        done = 0
-        if resume and home is not None and saves is not None and (latest := saves.latest()) is not None:
-            if latest > steps:
-                raise ValueError(f"steps={steps}: the run in {str(home)!r} has made {latest} already; give as many or more")
-            state, track.tree = saves.load(latest, (state, track.tree))
-            rows = logging.read(home / "metrics.jsonl")
-            history, done = [row for row in rows if row["step"] <= latest], latest
+        done, half = 0, None  # half: a step whose evaluation is still to come
+
+        def leave(step, row=None):
+            if saves is not None and step:
+                save(step, row)
+                saves.finish()
+            signum, place = request.agreed() or 0, f" in {home}" if step else "; it had not begun"
+            raise Stopped(signum, f"stopped at step {step} of {steps}{place}; resume=True goes on")
+
+        def save(step, row=None):
+            bad.sound(state, step)
+            notes = {"row": None if row is None else logging.plain(row, finite=False), "nonfinite": bad.notes()}
+            saves.save(step, (state, track.tree, bad.tree), notes, float(np.mean(track.tree["value"])))
+
+        def validate(row=None):
+            try:
+                return evaluate(_Stoppable(trainer, request), state, validation, measure)
+            except _Asked:
+                leave(done, row)
+
+        restored = saves.restore((state, track.tree, bad.tree)) if resume and saves is not None else None
+        if restored is not None:
+            if restored.step > steps:
+                raise ValueError(
+                    f"steps={steps}: the run in {str(home)!r} has made {restored.step} already; give as many or more"
+                )
+            done, (state, track.tree, bad.tree), half = restored.step, restored.tree, restored.notes["row"]
+            bad.load(restored.notes["nonfinite"])
+            rows = logging.read(home / "metrics.jsonl") if (home / "metrics.jsonl").exists() else []
+            history = [row for row in rows if row["step"] < done + (half is None)]
         elif validation is not None:
-            track.named(evaluate(trainer, state, validation, measure))  # what is wrong with them shows before training
-        writers = [logging.progress(steps, trainer.runs, from_step=done) if log is None else log]
-        if home is not None:
-            writers.append(logging.jsonl(home / "metrics.jsonl", from_step=done + 1))
-        writer = logging.several(*writers)
+            track.named(validate())  # what is wrong with them shows before training
+        writer = _writer(home, steps, done + (half is None), trainer, source, log, compiled)
         stack.callback(writer.close)
 
-        while done < steps and not track.finished():
-            n = min(chunk - done % chunk, steps - done)
-            state, values = trainer.scan(state, source, n)
-            done += n
-            row = {f"train/{name}": np.mean(value, -1) for name, value in jax.device_get(values).items()}
+        while half is not None or (done < steps and not track.finished()):
+            if half is None:
+                n = min(chunk - done % chunk, steps - done)
+                state, values = trainer.scan(state, source, n)
+                done, values = done + n, jax.device_get(values)
+                state = bad.check(state, values, done)
+                row = {f"train/{name}": np.mean(value, -1) for name, value in values.items()}
+                row = {k: v for k, v in row.items() if np.ndim(v) == (trainer.runs is not None)}
+            else:
+                row, half = {name: np.asarray(value) for name, value in half.items()}, None
             if validation is not None and (done % evaluate_every == 0 or done == steps):
-                found = evaluate(trainer, state, validation, measure)
-                row |= {f"validation/{name}": value for name, value in found.items()}
+                found = validate(row)
                 track.update(state, found, done)
-            row = {k: np.asarray(v, np.float64)[()] for k, v in row.items() if np.ndim(v) == (trainer.runs is not None)}
+                found = {f"validation/{name}": value for name, value in found.items()}
+                row |= {k: v for k, v in found.items() if np.ndim(v) == (trainer.runs is not None)}
+            row = {k: np.asarray(v, np.float64)[()] for k, v in row.items()}
             history.append({"step": done, **row})
             writer.write(done, row)
-            if saves is not None and (done == steps or track.finished() or (checkpoint_every and done % checkpoint_every == 0)):
-                saves.save(done, (state, track.tree))
+            last = done == steps or track.finished()
+            if (request.agreed() is not None) and not last:
+                leave(done)
+            if saves is not None and (last or (checkpoint_every and done % checkpoint_every == 0)):
+                save(done)
     return track.result(state, history, validated=validation is not None)
+
+
+class _Asked(Exception):
+    """A signal came during an evaluation."""
+
+
+class _Stoppable:
+    """A trainer that predicts until a signal comes. Several processes must stop together, so there it only predicts."""
+
+    def __init__(self, trainer: Trainer, request: Request):
+        self._trainer, self._request, self.runs = trainer, request, trainer.runs
+
+    def predict(self, state: TrainState, batch: Batch) -> dict:
+        if self._request.signum is not None and jax.process_count() == 1:
+            raise _Asked
+        return self._trainer.predict(state, batch)
+
+
+def _writer(home, steps: int, from_step: int, trainer: Trainer, source, log, compiled) -> logging.Writer:
+    """The progress, the rows on the disk and what is watched besides; of several processes the first alone writes."""
+    if jax.process_index():
+        return logging.several()
+    size = getattr(source, "batch_size", None)
+    if log is None:
+        log = logging.progress(steps, trainer.runs, size, from_step=from_step - 1, compiled=compiled)
+    rows = [] if home is None else [logging.jsonl(home / "metrics.jsonl", from_step=from_step)]
+    return logging.several(log, *rows, *watch.opened(home))
 
 
 class _Track:

@@ -5,6 +5,7 @@ several runs are trained together. `several` joins writers, and anything with th
 """
 
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -13,6 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+logger = logging.getLogger("paradigms")
 
 Row = Mapping[str, Any]
 
@@ -44,11 +47,11 @@ def several(*writers: Any) -> Writer:
     return Writer(write, close)
 
 
-def plain(row: Row) -> dict[str, Any]:
-    """`row` for JSON: numbers, and lists (runs,) of them; None where not finite. Anything else is left out."""
+def plain(row: Row, finite: bool = True) -> dict[str, Any]:
+    """`row` for JSON: numbers, and lists (runs,) of them; None where not finite, if asked. Anything else is left out."""
 
     def number(value):
-        return value if np.isfinite(value) else None
+        return value if np.isfinite(value) or not finite else None
 
     values = {name: np.asarray(value) for name, value in row.items()}
     nothing = np.frompyfunc(lambda one: float("nan") if one is None else one, 1, 1)  # None of an earlier `plain`
@@ -75,11 +78,20 @@ def jsonl(path: str | os.PathLike, from_step: int | None = None) -> Writer:
         part = path.with_name(path.name + ".part")
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(part, path)
-    file = path.open("a")
+    file, waiting, good = path.open("ab", buffering=0), [], [path.stat().st_size]
 
     def write(step, row):
-        file.write(json.dumps({"step": int(step), **plain(row)}) + "\n")
-        file.flush()  # a run that is killed keeps what it wrote
+        waiting.append(json.dumps({"step": int(step), **plain(row)}).encode() + b"\n")
+        text = b"".join(waiting)
+        try:
+            file.truncate(good[0])  # what a failed write left of a row
+            if file.write(text) < len(text):
+                raise OSError("not all of it was written; is the disk full?")
+        except OSError as error:  # the run is worth more than its log
+            logger.error("%s could not be written (%s): %d rows wait for the next time", path, error, len(waiting))
+            return
+        good[0] += len(text)
+        waiting.clear()
 
     return Writer(write, file.close)
 
@@ -89,7 +101,7 @@ def _lines(path: pathlib.Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             if number < len(lines):
                 raise ValueError(f"{path}: line {number} is not JSON; repair or remove it") from None
     return rows
@@ -111,7 +123,12 @@ def _number(value: Any) -> Any:
 
 
 def progress(
-    total_steps: int, runs: int | None = None, examples: int | None = None, from_step: int = 0, file: Any = None
+    total_steps: int,
+    runs: int | None = None,
+    examples: int | None = None,
+    from_step: int = 0,
+    file: Any = None,
+    compiled: Callable[[], float] = lambda: 0.0,
 ) -> Writer:
     """Progress on the terminal: a live bar, or one line a row where the output is no terminal.
 
@@ -124,6 +141,7 @@ def progress(
       examples: examples a step and run, to show examples/s.
       from_step: the step a resumed run goes on from.
       file: a text stream; default: standard error, so that results alone are on standard output.
+      compiled: seconds spent on compilation so far (`paradigms.watch.compile_seconds`), which are no part of the rate.
     """
     from rich.console import Console, Group
     from rich.live import Live
@@ -131,10 +149,11 @@ def progress(
     from rich.text import Text
 
     console = Console(file=file or sys.stderr)
-    last, label = {"step": from_step, "time": time.monotonic(), "rate": 0.0}, f"{runs} runs" if runs else "run"
+    label = f"{runs} runs" if runs else "run"
+    last = {"step": from_step, "time": time.monotonic() - compiled(), "rate": 0.0}
 
     def speed(step):
-        now = time.monotonic()
+        now = time.monotonic() - compiled()
         if step > last["step"]:
             last.update(rate=(step - last["step"]) / max(now - last["time"], 1e-9), step=step, time=now)
         if not last["rate"]:
@@ -193,6 +212,8 @@ def _per_run(row: Row) -> tuple[dict[str, float], dict[str, np.ndarray]]:
 def tensorboard(folder: str | os.PathLike) -> Writer:
     """TensorBoard event files in `folder`; where there are runs, the mean, and each run in ``folder/run<i>``.
 
+    A resumed run replaces the rows that it writes again: those of an earlier file from its first step on.
+
     Raises:
       ImportError: tensorboardX is not installed.
     """
@@ -200,19 +221,22 @@ def tensorboard(folder: str | os.PathLike) -> Writer:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError('tensorboard() needs tensorboardX: pip install "paradigms[tensorboard]"') from error
-    folder = pathlib.Path(folder)
-    events = {"": SummaryWriter(str(folder))}
+    folder, events = pathlib.Path(folder), {}
+
+    def add(place, name, value, step):
+        if place not in events:
+            # their files are named by the second: the suffix keeps a run that is resumed at once from its own file
+            suffix = f".{time.time_ns()}"
+            events[place] = SummaryWriter(str(folder / place), purge_step=step, filename_suffix=suffix)
+        events[place].add_scalar(name, value, step)
 
     def write(step, row):
         means, runs = _per_run(row)
         for name, value in means.items():
-            events[""].add_scalar(name, value, int(step))
+            add("", name, value, int(step))
         for name, values in runs.items():
             for run, value in enumerate(values):
-                place = f"run{run}"
-                if place not in events:
-                    events[place] = SummaryWriter(str(folder / place))
-                events[place].add_scalar(name, float(value), int(step))
+                add(f"run{run}", name, float(value), int(step))
 
     def close():
         for event in events.values():

@@ -65,10 +65,13 @@ class Trainer:
       microbatches: gradient accumulation: the batch is cut into this many equal parts, run one after the other. State
         threads through them, ``after`` runs once, and losses that couple a batch's examples see a part at a time; a memory
         replays in every part.
+      guard: a step whose loss or gradient is not finite changes nothing but the step's number, and is counted in the
+        metric "skipped" (0 or 1).
       mesh: devices; the batch is split over the first axis of the mesh and the state is kept on every device. Losses
         are written over the whole batch, so the result is that of one device.
 
     Attributes:
+      guard: as given.
       table: each run's seed and settings (see `vectorize`).
       runs: None, or how many runs are trained side by side (see `vectorize`); then every array of the state, the metrics
         and the outputs has them as its first axis.
@@ -82,12 +85,13 @@ class Trainer:
         optimizer: optax.GradientTransformation,
         aggregate: Aggregator | None = None,
         microbatches: int = 1,
+        guard: bool = False,
         mesh: Mesh | None = None,
     ):
         if microbatches < 1:
             raise ValueError(f"microbatches={microbatches}: must be 1 (none) or more")
-        self._compile(pure(objective, optimizer, aggregate, microbatches, mesh))
-        self.objective, self.runs, self.table, self.members = objective, None, [{}], [self]
+        self._compile(pure(objective, optimizer, aggregate, microbatches, guard, mesh))
+        self.objective, self.guard, self.runs, self.table, self.members = objective, guard, None, [{}], [self]
         self._parts = microbatches * (mesh.devices.shape[0] if mesh else 1)
 
     @classmethod
@@ -95,8 +99,8 @@ class Trainer:
         """The compiled interface around `functions` that carry many runs: the trainer and the settings of each."""
         trainer = cls.__new__(cls)
         trainer._compile(functions)
-        trainer.objective, trainer.runs, trainer.table, trainer.members = members[0].objective, len(table), table, members
-        trainer._parts = members[0]._parts
+        trainer.objective, trainer.guard, trainer._parts = members[0].objective, members[0].guard, members[0]._parts
+        trainer.runs, trainer.table, trainer.members = len(table), table, members
         return trainer
 
     def _compile(self, functions: Pure) -> None:
@@ -179,7 +183,9 @@ class Trainer:
             raise ValueError(f"batch: {rows} rows do not divide into {self._parts} equal parts (microbatches x devices)")
 
 
-def pure(objective: Objective, optimizer, aggregate=None, microbatches: int = 1, mesh: Mesh | None = None) -> Pure:
+def pure(
+    objective: Objective, optimizer, aggregate=None, microbatches: int = 1, guard: bool = False, mesh: Mesh | None = None
+) -> Pure:
     """The functions of `Trainer`, uncompiled; the arguments are the trainer's."""
     optimizer = optax.with_extra_args_support(optimizer)
     compute = accumulated(gradients(objective, each=aggregate is not None), microbatches)
@@ -211,24 +217,36 @@ def pure(objective: Objective, optimizer, aggregate=None, microbatches: int = 1,
         ctx = Context(fold(whole.key, whole.step), whole.step, whole.task, train=True)
         grads, values, state, aux = compute(whole.params, whole.state, batch, ctx)
         summed = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), grads.values())
-        trained, taps = split_taps(whole.params)
-        direction, aggregate_state = split_taps(summed)[0], whole.aggregate_state
-        if aggregate is not None:
-            grads = {name: split_taps(grad)[0] for name, grad in grads.items()}
-            direction, aggregate_state = aggregate.combine(grads, values, aggregate_state, ctx.fold("aggregate"))
-
-        def value_fn(p):
-            return total(objective.losses({**p, **taps}, whole.state, batch, ctx)[0])
-
         loss = total(values)
-        updates, opt_state = optimizer.update(
-            direction, whole.opt_state, trained, value=loss, grad=direction, value_fn=value_fn
-        )
-        params: Tree = optax.apply_updates(trained, updates)
-        params = {**params, **taps}
-        params, state = objective.after(params, state, Update(whole.params, summed, updates), ctx)
-        new = TrainState(whole.step + 1, whole.task, whole.key, params, state, opt_state, aggregate_state)
-        return replicate(new), {**aux, **values, "loss": loss}
+
+        def update():
+            trained, taps = split_taps(whole.params)
+            direction, aggregate_state = split_taps(summed)[0], whole.aggregate_state
+            if aggregate is not None:
+                each = {name: split_taps(grad)[0] for name, grad in grads.items()}
+                direction, aggregate_state = aggregate.combine(each, values, aggregate_state, ctx.fold("aggregate"))
+
+            def value_fn(p):
+                return total(objective.losses({**p, **taps}, whole.state, batch, ctx)[0])
+
+            updates, opt_state = optimizer.update(
+                direction, whole.opt_state, trained, value=loss, grad=direction, value_fn=value_fn
+            )
+            moved: Tree = optax.apply_updates(trained, updates)
+            params = {**moved, **taps}
+            return *objective.after(params, state, Update(whole.params, summed, updates), ctx), opt_state, aggregate_state
+
+        def skip():
+            return whole.params, whole.state, whole.opt_state, whole.aggregate_state
+
+        metrics = {**aux, **values, "loss": loss}
+        if guard:
+            good = finite((loss, summed))
+            new = jax.lax.cond(good, update, skip)  # not a select of each array, which would copy the large ones
+            metrics["skipped"] = 1.0 - good
+        else:
+            new = update()
+        return replicate(TrainState(whole.step + 1, whole.task, whole.key, *new)), metrics
 
     def scan(whole: TrainState, source, n: int):
         key = fold(whole.key, "data")
@@ -254,6 +272,12 @@ def pure(objective: Objective, optimizer, aggregate=None, microbatches: int = 1,
         return objective.predict(whole.params, whole.state, batch, ctx)[0]
 
     return Pure(init, step, scan, boundary, predict)
+
+
+def finite(tree: Tree) -> jax.Array:
+    """Whether every number of every float array is finite, a bool scalar."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all() if floats else jnp.array(True)
 
 
 def _shapes(tree: Tree) -> dict:

@@ -23,10 +23,10 @@ def side_by_side(function, xs):
     return jax.vmap(function)(xs)
 
 
-def grid(**values: Sequence[float]) -> dict[str, np.ndarray]:
+def grid(**values: Sequence[Any]) -> dict[str, list]:
     """Columns of every combination: ``vectorize(make, seeds=5, **grid(learning_rate=[.1, .01], decay=[0., 1e-4]))``."""
-    rows = np.asarray(list(itertools.product(*values.values())), np.float32)
-    return {name: rows[:, i] for i, name in enumerate(values)}
+    rows = list(itertools.product(*values.values()))
+    return {name: [row[i] for row in rows] for i, name in enumerate(values)}
 
 
 def vectorize(make: Callable[..., Trainer], seeds: int = 1, over: Over | None = None, **settings: Sequence[float]) -> Trainer:

@@ -65,11 +65,12 @@ def test_a_run_that_goes_on_from_between_chunks_meets_its_evaluations(tmp_path):
 
 
 def test_a_diverged_run_is_never_the_best(caplog):
-    weak = pd.Trainer(pd.supervised(LINEAR), optax.sgd(float("nan")))
+    many = pd.vectorize(lambda rate: pd.Trainer(pd.supervised(LINEAR), optax.sgd(rate)), rate=[float("nan"), 0.1])
     zeros = {**VALIDATION, "y": np.zeros_like(VALIDATION["y"])}  # what NaN would be right about as class 0
-    run = pd.fit(weak, SOURCE, 30, chunk=10, validation=zeros, log=SILENT)
-    assert not np.isfinite(run.history[-1]["validation/loss"])
+    run = pd.fit(many, SOURCE, 30, chunk=10, validation=zeros, log=SILENT)
+    assert np.isfinite(run.history[-1]["validation/loss"]).tolist() == [False, True]
     assert np.isfinite(run.best.params["model"]["w"]).all()
+    assert "run 0 has failed" in caplog.text
     assert "initial" in caplog.text
 
 

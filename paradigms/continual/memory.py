@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from paradigms.batch import rows
+from paradigms.batch import rows, unweighted
 from paradigms.objective import Batch, Tree
 
 
@@ -38,8 +38,7 @@ def reservoir(capacity: int) -> Memory:
         raise ValueError(f"capacity={capacity}: must be 1 or more")
 
     def init(batch):
-        rows_of = {name: leaf for name, leaf in batch.items() if name != "weight"}
-        store = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(capacity, *leaf.shape[1:])), rows_of)
+        store = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(capacity, *leaf.shape[1:])), unweighted(batch))
         return {"rows": store, "seen": jnp.zeros((), jnp.int32)}
 
     def insert(memory, batch, key):
@@ -55,7 +54,7 @@ def reservoir(capacity: int) -> Memory:
         store = jax.tree.map(
             lambda kept, leaf: kept.at[slot].set(leaf.astype(kept.dtype), mode="drop"),
             memory["rows"],
-            {name: leaf for name, leaf in batch.items() if name != "weight"},
+            unweighted(batch),
         )
         return {"rows": store, "seen": memory["seen"] + jnp.sum(real, dtype=jnp.int32)}
 

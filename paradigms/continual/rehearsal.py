@@ -3,15 +3,17 @@
 import jax
 import jax.numpy as jnp
 
-from paradigms.batch import rows, weigh
+from paradigms.batch import rows, unweighted, weigh
 from paradigms.continual.memory import Memory
-from paradigms.objective import Objective, hide, own
+from paradigms.objective import Objective, copy, hide, own
 
 
 def rehearsal(child: Objective, memory: Memory, size: int | None = None, name: str = "memory") -> Objective:
     """Experience replay: the child's losses on the batch joined with `size` replayed rows (Chaudhry et al., 2019).
 
-    One forward over the joint batch, whose mean is over stream and replay alike; the stream's rows are inserted after.
+    One forward over the joint batch, whose mean is over stream and replay alike. The stream's rows wait in the state and
+    are inserted by ``after``, once the update is made: a step that is skipped stores nothing, and copies no memory. There
+    is room for as many rows a step as the batch of init had.
     While the memory is empty the replayed rows repeat the stream's at weight 0, which equals the child exactly (a child
     with batch statistics: where `size` is a multiple of the batch). Predictions and boundaries are the child's.
 
@@ -21,7 +23,7 @@ def rehearsal(child: Objective, memory: Memory, size: int | None = None, name: s
       child: any objective; for episodes a row is a task.
       memory: what is kept and drawn, such as `reservoir`.
       size: rows replayed a step. Default: as many as the batch has. 0 is the child.
-      name: the slot of ``state`` that holds the memory.
+      name: the slot of ``state``: {"kept": the memory, "incoming": the rows of this step}.
 
     Raises:
       ValueError: a negative size, or (at init) leaves of the batch that differ in rows.
@@ -34,14 +36,14 @@ def rehearsal(child: Objective, memory: Memory, size: int | None = None, name: s
         if len({leaf.shape[0] for leaf in jax.tree.leaves(batch)}) > 1:
             raise ValueError(f"batch: leaves have {jax.tree.map(len, batch)} rows; what is stored together must agree in rows")
         params, state = child.init(key, batch)
-        return params, own(state, name, memory.init(batch))
+        incoming = {"rows": copy(unweighted(batch)), "weight": jnp.zeros(rows(batch)), "count": jnp.zeros((), jnp.int32)}
+        return params, own(state, name, {"kept": memory.init(batch), "incoming": incoming})
 
     def losses(params, state, batch, ctx):
         count = rows(batch)
         n = count if size is None else size
-        draw, place = jax.random.split(ctx.fold(name).key)
-        replayed, valid = memory.sample(state[name], draw, n)
-        stream = {leaf: value for leaf, value in batch.items() if leaf != "weight"}
+        slot = state[name]
+        replayed, valid = memory.sample(slot["kept"], ctx.fold(name).key, n)
 
         def join(new, old):
             fill = jnp.asarray(new)[jnp.arange(n) % count]
@@ -49,11 +51,28 @@ def rehearsal(child: Objective, memory: Memory, size: int | None = None, name: s
             return jnp.concatenate([new, old.astype(new.dtype)])
 
         weight = jnp.concatenate([batch.get("weight", jnp.ones(count)), valid.astype(jnp.float32)])
-        joint = weigh(jax.tree.map(join, stream, replayed), weight)
+        joint = weigh(jax.tree.map(join, unweighted(batch), replayed), weight)
         values, (state, aux) = inner.losses(params, state, joint, ctx)
-        # the write waits for the read, by a term that is always 0 (nothing exceeds inf); else XLA copies the buffer
+        # the write waits for the read, by a term that is always 0 (nothing exceeds inf); else XLA copies the memory
         read = sum(jnp.sum(leaf, dtype=jnp.float32) for leaf in jax.tree.leaves(replayed))
-        stored = {**batch, "weight": weight[:count] + (jnp.abs(read) > jnp.inf)}
-        return values, ({**state, name: memory.insert(state[name], stored, place)}, aux)
+        stored = {"rows": unweighted(batch), "weight": weight[:count] + (jnp.abs(read) > jnp.inf)}
+        return values, ({**state, name: {**slot, "incoming": _add(slot["incoming"], stored)}}, aux)
 
-    return inner._replace(init=init, losses=losses)
+    def after(params, state, update, ctx):
+        params, state = inner.after(params, state, update, ctx)
+        incoming = state[name]["incoming"]
+        stored = {**incoming["rows"], "weight": incoming["weight"]}
+        kept = memory.insert(state[name]["kept"], stored, ctx.fold(f"{name}/insert").key)
+        none = {**incoming, "weight": jnp.zeros_like(incoming["weight"]), "count": jnp.zeros_like(incoming["count"])}
+        return params, {**state, name: {"kept": kept, "incoming": none}}
+
+    return inner._replace(init=init, losses=losses, after=after)
+
+
+def _add(incoming, new):
+    """`incoming` with the rows of a batch, or of a part of one, behind those it has of this step."""
+    count = len(new["weight"])
+    place = incoming["count"] + jnp.arange(count)
+    rows = {"rows": incoming["rows"], "weight": incoming["weight"]}
+    put = lambda old, leaf: old.at[place].set(leaf.astype(old.dtype), mode="drop")
+    return {**jax.tree.map(put, rows, new), "count": incoming["count"] + count}

@@ -19,7 +19,7 @@ from paradigms.data.order import locate, order
 from paradigms.data.transforms import pixels
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["get", "size", "batch_size"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["get", "size", "batch_size", "which"])
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Batches of a data set, as an argument of a jitted program.
@@ -29,12 +29,14 @@ class Source:
       get: `(arrays, key, step) -> batch`, pure and jittable. Sources built alike have equal `get` and share programs.
       size: examples in an epoch.
       batch_size: rows of each batch.
+      which: `(key, step) -> (batch_size,)`, the numbers of a batch's examples; None where examples have none.
     """
 
     arrays: Any
     get: Callable
     size: int
     batch_size: int
+    which: Callable | None = None
 
     def batch(self, key, step) -> dict:
         """The batch at a step.
@@ -90,13 +92,17 @@ def resident(split: dict, batch_size: int, *, transform: Callable | None = None,
     size = check_arrays(split, batch_size)
     # A copy: on CPUs `asarray` may share memory with an array that the caller goes on to change.
     arrays = jax.tree.map(jnp.array, split)
-    return Source(arrays, bind(_gather, size, batch_size, transform, shuffle), size, batch_size)
+    which = bind(_which, size, batch_size, shuffle)
+    return Source(arrays, bind(_gather, which, transform), size, batch_size, which)
 
 
-def _gather(arrays, key, step, size, batch_size, transform, shuffle):
+def _which(key, step, size, batch_size, shuffle):
     epochs, rows = locate(step, batch_size, size)
-    if shuffle:
-        rows = order(jax.random.fold_in(key, 0), epochs, rows, size)
+    return order(jax.random.fold_in(key, 0), epochs, rows, size) if shuffle else rows
+
+
+def _gather(arrays, key, step, which, transform):
+    rows = which(key, step)
     # The indices are in range by construction; the default mode would test each and fill.
     batch = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), arrays)
     return finish(batch, key, step, transform)

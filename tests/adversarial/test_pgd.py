@@ -10,6 +10,7 @@ from scipy import stats
 from paradigms import (
     Model,
     Trainer,
+    Update,
     adversarial,
     context,
     fgsm,
@@ -289,15 +290,21 @@ def test_order_of_rehearsal_and_attack(outer):
         objective = adversarial(rehearsal(child, memory), attack)
     first, second = ({"x": part, "y": np.zeros(3, np.float32)} for part in (X[:3], X[3:]))
     params, state = objective.init(KEY, first)
-    _, (state, _) = objective.losses(params, state, first, context(KEY, train=True))
-    stored = np.asarray(state["memory"]["rows"]["x"])[:3]
+
+    def step(state, batch, key):
+        ctx = context(key, train=True)
+        _, (state, _) = objective.losses(params, state, batch, ctx)
+        return objective.after(params, state, Update(params, params, params), ctx)[1]
+
+    state = step(state, first, KEY)
+    stored = np.asarray(state["memory"]["kept"]["rows"]["x"])[:3]
     np.testing.assert_allclose(stored, X[:3] if outer == "rehearsal" else X[:3] + move, atol=1e-6)
     seen.clear()
-    _, (state, _) = objective.losses(params, state, second, context(jax.random.key(4), train=True))
+    state = step(state, second, jax.random.key(4))
     (joint,) = seen
     np.testing.assert_allclose(joint[:3], X[3:] + move, atol=1e-6)
     assert set(rows_of(joint[3:])) <= set(rows_of(X[:3] + move)), "replayed rows are attacked, now or when they were stored"
-    np.testing.assert_allclose(state["memory"]["rows"]["x"], X if outer == "rehearsal" else X + move, atol=1e-6)
+    np.testing.assert_allclose(state["memory"]["kept"]["rows"]["x"], X if outer == "rehearsal" else X + move, atol=1e-6)
 
 
 def test_replayed_rows_are_left_alone_by_an_attack_outside():
@@ -315,7 +322,8 @@ def test_replayed_rows_are_left_alone_by_an_attack_outside():
         params, state = objective.init(KEY, batch)
         clean = memory.insert(memory.init(batch), {**batch, "x": X[:3]}, KEY)
         seen.clear()
-        objective.losses(params, {**state, "memory": clean}, batch, context(KEY, train=True))
+        full = {**state, "memory": {**state["memory"], "kept": clean}}
+        objective.losses(params, full, batch, context(KEY, train=True))
         (joint,) = seen
         expected = X[:3] + move if outer == "rehearsal" else X[:3]
         assert set(rows_of(joint[3:])) <= set(rows_of(expected))

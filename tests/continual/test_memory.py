@@ -9,7 +9,7 @@ import optax
 import pytest
 from scipy import stats
 
-from paradigms import Trainer, context, from_functions, from_nnx, rehearsal, reservoir, supervised
+from paradigms import Trainer, Update, context, from_functions, from_nnx, rehearsal, reservoir, supervised
 
 KEY = jax.random.key(1)
 
@@ -148,6 +148,13 @@ def evaluate(objective, params, state, batch, key=KEY):
     return value, grads, new, aux
 
 
+def insert(objective, params, state, key=KEY):
+    """The memory after the update that followed the losses."""
+    _, state = objective.after(params, state, Update(params, params, params), context(key, train=True))
+    assert not np.any(state["memory"]["incoming"]["weight"])
+    return state
+
+
 @pytest.mark.parametrize(("size", "padded"), [(None, False), (None, True), (0, True), (3, True)])
 def test_an_empty_memory_is_the_child(x64, size, padded):
     batch = batch_of(5)
@@ -161,7 +168,7 @@ def test_an_empty_memory_is_the_child(x64, size, padded):
     np.testing.assert_allclose(value, expected, rtol=1e-14)
     np.testing.assert_allclose(aux["accuracy"], expected_aux["accuracy"], rtol=1e-14)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-16), grads, expected_grads)
-    assert new["memory"]["seen"] == (3 if padded else 5)
+    assert insert(objective, params, new)["memory"]["kept"]["seen"] == (3 if padded else 5)
 
 
 def test_an_empty_memory_leaves_batch_statistics_as_they_are():
@@ -192,9 +199,10 @@ def test_a_full_memory_joins_stream_and_replay_under_one_mean(x64):
     memory, size = reservoir(3), 2
     objective = rehearsal(CHILD, memory, size)
     first, second = batch_of(3), batch_of(4, start=3)
-    params, state = objective.init(KEY, first)
+    params, state = objective.init(KEY, second)
     _, _, state, _ = evaluate(objective, params, state, first)
-    np.testing.assert_array_equal(state["memory"]["rows"]["index"], [0, 1, 2])
+    state = insert(objective, params, state)
+    np.testing.assert_array_equal(state["memory"]["kept"]["rows"]["index"], [0, 1, 2])
     second["weight"] = np.array([1.0, 0.0, 1.0, 3.0])
     value, _, new, _ = evaluate(objective, params, state, second, jax.random.key(7))
 
@@ -204,7 +212,7 @@ def test_a_full_memory_joins_stream_and_replay_under_one_mean(x64):
     old, now = per_example(first), per_example(second)
     possible = [((second["weight"] * now).sum() + old[i] + old[j]) / (5 + 2) for i in range(3) for j in range(3)]
     assert np.isclose(possible, float(value), rtol=1e-12).any()
-    assert new["memory"]["seen"] == 6
+    assert insert(objective, params, new)["memory"]["kept"]["seen"] == 6
 
 
 def test_what_is_stored_are_rows_of_the_stream():
@@ -213,12 +221,12 @@ def test_what_is_stored_are_rows_of_the_stream():
     state = trainer.init(0, batches[0])
     for batch in batches:
         state, _ = trainer.step(state, batch)
-    rows = jax.tree.map(np.asarray, state.state["memory"]["rows"])
+    rows = jax.tree.map(np.asarray, state.state["memory"]["kept"]["rows"])
     stream = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     assert len(set(rows["index"].tolist())) == 5
     for name in ("x", "y"):
         np.testing.assert_array_equal(rows[name], stream[name][rows["index"]].astype(rows[name].dtype))
-    assert int(state.state["memory"]["seen"]) == 20
+    assert int(state.state["memory"]["kept"]["seen"]) == 20
 
 
 def copies(compiled, shape):
@@ -241,16 +249,41 @@ def test_inserts_in_a_scan_write_in_place():
     assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 64 * 4 / 4
 
 
-def test_training_with_rehearsal_in_a_scan_copies_no_buffer():
+@pytest.mark.parametrize("guard", [False, True])
+def test_training_with_rehearsal_in_a_scan_copies_no_buffer(guard):
     class Source:
         def batch(self, key, step):
             x = jax.random.normal(jax.random.fold_in(key, step), (8, 64))
             return {"x": x, "y": jnp.zeros(8, jnp.int32)}
 
     model = from_functions(lambda key, x: {"w": jax.random.normal(key, (64, 3))}, lambda p, x: x @ p["w"])
-    trainer = Trainer(rehearsal(supervised(model), reservoir(4096)), optax.sgd(0.1))
+    trainer = Trainer(rehearsal(supervised(model), reservoir(4096)), optax.sgd(0.1), guard=guard)
     state = trainer.init(0, Source().batch(KEY, 0))
     run = jax.jit(lambda state: trainer.pure.scan(state, Source(), 20), donate_argnums=0)
     compiled = run.lower(state).compile()
     assert not copies(compiled, "4096,64")
     assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 64 * 4 / 4
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_parts_of_a_step_are_stored_together(parts):
+    trainer = Trainer(rehearsal(CHILD, reservoir(8)), optax.sgd(0.1), microbatches=parts)
+    state = trainer.init(0, batch_of(4))
+    for i in range(2):
+        state, _ = trainer.step(state, batch_of(4, 4 * i))
+    kept = state.state["memory"]["kept"]
+    assert kept["seen"] == 8
+    np.testing.assert_array_equal(kept["rows"]["index"], np.arange(8))
+
+
+def test_a_skipped_step_stores_nothing():
+    trainer = Trainer(rehearsal(CHILD, reservoir(8)), optax.adam(0.1), guard=True)
+    state = trainer.init(0, batch_of(4))
+    state, metrics = trainer.step(state, batch_of(4))
+    before = jax.tree.map(np.asarray, state._replace(key=0))
+    bad = batch_of(4, 4)
+    bad["x"][2, 1] = np.nan
+    state, skipped = trainer.step(state, bad)
+    assert (metrics["skipped"], skipped["skipped"]) == (0, 1)
+    jax.tree.map(np.testing.assert_array_equal, state._replace(key=0, step=before.step), before)
+    assert state.step == before.step + 1
