@@ -1,36 +1,24 @@
 """``python -m experiments``: the list; ``... <name> --help``: one experiment's flags; ``... --help``: the commands."""
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib
+import io
+import itertools
 import os
 import pathlib
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
+from experiments import dry
 from experiments.catalog import HERE, find, results, shown
+from experiments.printing import amount, show
 from experiments.runner import Options, execute
-
-
-def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table: a drawn one on a terminal, aligned columns elsewhere."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    if console.is_terminal:
-        table = Table(*head, title=title, title_justify="left")
-        for row in rows:
-            table.add_row(*map(escape, row))
-        console.print(table)
-        return
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def listing(root: pathlib.Path = HERE) -> None:
@@ -72,12 +60,27 @@ def _cache() -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def command(name: str, flags: Sequence[str], root: pathlib.Path = HERE) -> int:
-    """Runs the command `name` with command-line `flags`; returns the exit code."""
+def parse(kind: Any, flags: Sequence[str], module: Any, prog: str) -> Any:
+    """`flags` as the dataclass `kind`; where they are none, one line on standard error instead of tyro's box, and exit."""
     import tyro
 
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=list(flags), prog=prog, description=module.__doc__)
+    except SystemExit as stopped:
+        if stopped.code:
+            text = lambda line: line.strip("─-╰╯")  # nothing of a rule, which is dashes where there is no Unicode
+            lines = (line.strip(" │") for line in said.getvalue().splitlines()[1:])  # the first is a title
+            message = itertools.takewhile(text, itertools.dropwhile(lambda line: not text(line), lines))
+            print(f"error: {' '.join(' '.join(message).split())} ({prog} --help shows the flags)", file=sys.stderr)
+        raise
+
+
+def command(name: str, flags: Sequence[str], root: pathlib.Path = HERE) -> int:
+    """Runs the command `name` with command-line `flags`; returns the exit code."""
     module = importlib.import_module(f"experiments.commands.{name}")
-    given = tyro.cli(module.Flags, args=list(flags), prog=f"python -m {root.name} {name}", description=module.__doc__)
+    given = parse(module.Flags, flags, module, f"python -m {root.name} {name}")
     _cache()
     return module.main(given, root)
 
@@ -86,18 +89,28 @@ def launch(name: str, flags: Sequence[str], root: pathlib.Path = HERE) -> int:
     """Runs the experiment `name` with command-line `flags`; returns the exit code."""
     import tyro
 
+    from paradigms.interrupt import Stopped
+
     module = importlib.import_module(f"{root.name}.{name}")
     flat = tyro.conf.arg(name="")
     fields = [("config", Annotated[module.Config, flat]), ("options", Annotated[Options, flat])]
     both = dataclasses.make_dataclass("Flags", fields, frozen=True)
     try:
-        flags_given = tyro.cli(both, args=list(flags), prog=f"python -m {root.name} {name}", description=module.__doc__)
+        given = parse(both, flags, module, f"python -m {root.name} {name}")
         _cache()
-        folder, result = execute(module, name, flags_given.config, flags_given.options, root)
-    except (ValueError, OSError) as error:
-        return fail(error, "--debug" in flags)
+        if given.options.dry_run:
+            dry.run(module, name, given.config)
+            return 0
+        folder, result = execute(module, name, given.config, given.options, root)
+    except Exception as error:
+        if not expected(error):
+            raise
+        return fail(error, " (--debug shows the traceback)", "--debug" in flags)
+    except Stopped as stopped:
+        print(f"{stopped}: {again(root, name, flags)}", file=sys.stderr)
+        return 128 + stopped.signum
     except KeyboardInterrupt:
-        print("interrupted; --resume FOLDER goes on", file=sys.stderr)
+        print(f"interrupted; it goes on from what it had saved: {again(root, name, flags)}", file=sys.stderr)
         return 130
     metrics, published = result["metrics"], result["published"]
     rows = []
@@ -105,16 +118,35 @@ def launch(name: str, flags: Sequence[str], root: pathlib.Path = HERE) -> int:
         paper = published.get(metric, {})
         rows.append((metric, shown(metrics.get(metric)), shown(paper, "std"), str(paper.get("source", ""))))
     show(name, ("metric", "ours ± 95%", "published ± std", "source"), rows)
+    memory = "".join(f", {place} memory {amount(peak, 'B', 1024)}" for place, peak in result.get("memory", {}).items())
+    print("compiled {compile} s, ran {run} s".format_map(result["seconds"]) + memory, file=sys.stderr)
     print(folder)
     return 0
 
 
-def fail(error: Exception, debug: bool = False) -> int:
+def again(root: pathlib.Path, name: str, flags: Sequence[str]) -> str:
+    """The command that goes on with the run that these flags began."""
+    rest = list(flags)
+    if "--resume" in rest:
+        return shlex.join(["python", "-m", root.name, name, *rest])
+    out = pathlib.Path(rest[rest.index("--out") + 1]) if "--out" in rest[:-1] else Options().out
+    newest = max((out / name).glob("*/config.json"), key=lambda path: path.stat().st_mtime, default=None)
+    folder = "FOLDER" if newest is None else str(newest.parent)
+    return shlex.join(["python", "-m", root.name, name, *rest, "--resume", folder])
+
+
+def expected(error: Exception) -> bool:
+    """Whether the user can mend `error`; any other is a mistake in the code and keeps its traceback."""
+    memory = "RESOURCE_EXHAUSTED", "Out of memory allocating"  # a RuntimeError of jax's
+    return isinstance(error, ValueError | OSError | OverflowError | MemoryError) or any(one in str(error) for one in memory)
+
+
+def fail(error: Exception, advice: str = "", debug: bool = False) -> int:
     """Says `error` in one line on standard error, or with its traceback; returns the exit code 2."""
     if debug or os.environ.get("PARADIGMS_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
     else:
-        print(f"error: {' '.join(str(error).split())} (--debug shows the traceback)", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
     return 2
 
 
@@ -127,7 +159,9 @@ def main(arguments: Sequence[str] | None = None, root: pathlib.Path = HERE) -> i
             return 0
         if name in commands():
             return command(name, flags, root)
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        if not expected(error):
+            raise
         return fail(error)
     names, name = list(find(root)), name.removesuffix(".py").replace("/", ".")
     if name not in names:

@@ -5,6 +5,11 @@ in the list), a frozen dataclass ``Config``, ``run(config, folder) -> {metric: n
 optionally ``PUBLISHED = {metric: {"mean": ..., "std": ..., "source": ...}}``, ``PROTOCOL = "..."`` and ``CHOICES``, the
 names of settings that choose among published protocols, all literals. Nothing but literals is read for the list, so it
 does not import jax.
+
+It can be swept (``python -m experiments sweep <name>``) where it also has ``training(config) -> dict``, the arguments of
+`paradigms.sweep` but for the settings: "make", a function ``config -> Trainer`` whose floats may be traced, "source",
+"steps", "validation", and options such as "key" and "chunk". Settings that are no floats are set before ``training`` is
+called, for "make", "source" and "steps"; all else is that of the first.
 """
 
 import ast

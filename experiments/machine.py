@@ -1,43 +1,34 @@
-"""What a run ran on, and how long it compiled."""
+"""What a run ran on, how long it compiled and how much memory it took."""
 
 import contextlib
 import importlib.metadata
-import math
 import os
 import pathlib
 import platform
-import time
-
-COMPILE = ("backend_compile_duration", "jaxpr_trace_duration", "jaxpr_to_mlir_module_duration")
+import sys
 
 
-@contextlib.contextmanager
 def compile_seconds():
-    """Yields a function: the seconds that jax has traced, lowered and compiled so far.
+    """`paradigms.watch.compile_seconds`: a context of the seconds that jax has compiled so far."""
+    from paradigms import watch
 
-    Tracing one function inside another reports both, so what is added up is the time covered, not the durations.
-    """
+    return watch.compile_seconds()
+
+
+def peak_memory() -> dict[str, int]:
+    """The most bytes that this process has held so far: on the "host", and on the fullest "device" where it counts them."""
     import jax
 
-    spans: list[tuple[float, float]] = []
+    found = {}
+    with contextlib.suppress(ImportError):  # a module of Unix
+        import resource
 
-    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        del kwargs
-        if event.rpartition("/")[2] in COMPILE:
-            end = time.monotonic()
-            spans.append((end - duration_secs, end))
-
-    def covered():
-        total, reach = 0.0, -math.inf
-        for start, end in sorted(spans):
-            total, reach = total + max(0.0, end - max(start, reach)), max(reach, end)
-        return total
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield covered
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found["host"] = peak if sys.platform == "darwin" else peak * 1024
+    counted = [(one.memory_stats() or {}).get("peak_bytes_in_use") for one in jax.local_devices()]
+    if peaks := [peak for peak in counted if peak is not None]:
+        found["device"] = max(peaks)
+    return found
 
 
 def device() -> str:

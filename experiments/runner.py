@@ -10,9 +10,10 @@ import json
 import pathlib
 import sys
 import time
-from typing import Any
+from typing import Any, Literal
 
-from experiments import files, machine
+from experiments import devices, files, machine, watching
+from experiments import settings as checked
 from experiments.catalog import HERE
 
 
@@ -28,8 +29,20 @@ class Options:
     """With --resume: go on although the other flags are not the same."""
     save_result: bool = False
     """Also write the result to experiments/results, from which the README's table is made; with the default settings."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Write the rows of metrics there too, in the run's folder; neither needs a network."""
+    profile: bool = False
+    """Write a trace of one chunk of training to the run's folder, profile/."""
+    dry_run: bool = False
+    """Show parameters, memory and FLOPs a step, and train nothing."""
+    mesh: str = ""
+    """Devices by axis, such as data=4,model=2: the batch is split over the first, large arrays over the others."""
+    distributed: bool = False
+    """This is one of several processes, which a cluster or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID name."""
+    deterministic: bool = False
+    """The same bits each time, also on a GPU, where that is slower."""
     debug: bool = False
-    """Show the traceback of an error."""
+    """Run without jit, stop at the first NaN and say where; show the traceback of an error."""
 
 
 def open_folder(record: dict, options: Options) -> pathlib.Path:
@@ -43,7 +56,7 @@ def open_folder(record: dict, options: Options) -> pathlib.Path:
         stored = read_config(options.resume)
         if stored["experiment"] != name:
             raise ValueError(f"--resume {options.resume}: holds a run of {stored['experiment']}; give a folder OUT/{name}/<id>")
-        was, now = ({**one.pop("settings"), **one} for one in (dict(stored), dict(record)))
+        was, now = ({"deterministic": False, **one.pop("settings"), **one} for one in (dict(stored), dict(record)))
         changed = {key: was.get(key) for key in sorted({*was, *now}) if was.get(key) != now.get(key)}
         if changed and not options.override:
             raise ValueError(f"--resume {options.resume}: started with {changed}; give the same flags, or --override")
@@ -79,6 +92,19 @@ def read_config(folder: pathlib.Path) -> dict:
     return stored
 
 
+def read_result(folder: pathlib.Path, name: str) -> dict:
+    """The ``result.json`` of a run of the experiment `name` that has ended.
+
+    Raises:
+      ValueError: it is not one of this experiment, or not whole.
+    """
+    result = files.read(folder / "result.json")
+    whole = all(isinstance(result.get(part), dict) for part in ("metrics", "published", "seconds"))
+    if result.get("experiment") != name or not whole:
+        raise ValueError(f"{folder / 'result.json'}: no result of {name}; remove it, and the run goes on where it was")
+    return result
+
+
 def execute(module: Any, name: str, config: Any, options: Options, root: pathlib.Path = HERE) -> tuple[pathlib.Path, dict]:
     """Runs one experiment and writes ``config.json``, ``result.json`` and ``report.html``; their folder and the result.
 
@@ -87,24 +113,30 @@ def execute(module: Any, name: str, config: Any, options: Options, root: pathlib
     """
     if options.save_result:
         _check_default(module, config)
+    checked.bounded(config)
+    watching.ready(options.log, options.deterministic)
+    devices.join(options.distributed)
     settings = files.plain(config)
-    record = {"experiment": name, "settings": settings}
+    record = {"experiment": name, "settings": settings, "deterministic": options.deterministic}
     if options.resume is not None and (options.resume / "result.json").exists():
         folder = open_folder(record, options)
-        result = files.read(folder / "result.json")
+        result = read_result(folder, name)
         _save(result, options, root)
         return folder, result
     import numpy as np
 
-    from paradigms import logging, report
+    from experiments import pages
+    from paradigms import watch
     from paradigms.evaluation import interval
 
-    folder = open_folder(record, options)
-    print(f"{name}: {folder}", file=sys.stderr)
-    start = time.monotonic()
-    with machine.compile_seconds() as compiled:
-        measured = {metric: np.asarray(values) for metric, values in module.run(config, folder).items()}
-        compile_time = compiled()
+    with devices.using(options.mesh):
+        folder = devices.agreed(lambda: open_folder(record, options))
+        print(f"{name}: {folder}", file=sys.stderr)
+        start = time.monotonic()
+        watched = watching.watched(folder, name, settings, options.log, options.profile, options.debug)
+        with machine.compile_seconds() as compiled, watch.described(record), watched:
+            measured = {metric: np.asarray(values) for metric, values in module.run(config, folder).items()}
+            compile_time = compiled()
     seconds = {"compile": compile_time, "run": time.monotonic() - start - compile_time}
     metrics, arrays = {}, {metric: values for metric, values in measured.items() if values.ndim > 1}
     for metric in [metric for metric in measured if metric not in arrays]:
@@ -112,19 +144,16 @@ def execute(module: Any, name: str, config: Any, options: Options, root: pathlib
         metrics[metric] = {"mean": mean, "interval95": half, "values": np.atleast_1d(measured[metric])}
     result = {"experiment": name, "protocol": getattr(module, "PROTOCOL", ""), "config": settings, "metrics": metrics}
     result |= {"published": getattr(module, "PUBLISHED", {}), "device": machine.device(), "versions": machine.versions()}
-    result = files.plain({**result, "seconds": {key: round(value, 2) for key, value in seconds.items()}})
+    result |= {"seconds": {key: round(value, 2) for key, value in seconds.items()}, "memory": machine.peak_memory()}
+    result = files.plain({**result, "deterministic": options.deterministic})
 
-    if arrays:
-        np.savez(folder / "arrays.npz", **arrays)  # pyright: ignore[reportArgumentType]
-    files.write(folder / "result.json", json.dumps(result, indent=2) + "\n")
-    _save(result, options, root)
-    if not (folder / "report.html").exists() or options.resume is not None:
-        logs = sorted(folder.rglob("*.jsonl"))
-        history = {str(log.relative_to(folder).with_suffix("")): logging.read(log) for log in logs}
-        history = {"" if label == "metrics" else label: rows for label, rows in history.items()}
-        page = {**result, "metrics": {**result["metrics"], **arrays}}
-        report.html(folder / "report.html", name, settings, history, page)
-
+    if devices.first():
+        if arrays:
+            np.savez(folder / "arrays.npz", **arrays)  # pyright: ignore[reportArgumentType]
+        files.write(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        _save(result, options, root)
+        if not (folder / "report.html").exists() or options.resume is not None:
+            pages.write([folder], folder / "report.html")
     return folder, result
 
 

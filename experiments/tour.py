@@ -21,6 +21,7 @@ from experiments.runner import require
 from paradigms import data, fit, logging, nn
 from paradigms.evaluation import evaluate
 from paradigms.metrics import classification
+from paradigms.report import save_examples
 
 PROTOCOL = "digits, stratified 72 / 8 / 20 %; MLP 64-64-64; test accuracy of the last weights, interval over seeds"
 
@@ -95,12 +96,26 @@ def supervised_and_adversarial(config, digits, folder):
                 logits, _ = plain.predict(state.params, state.state, {"x": x}, pd.context())
                 return optax.losses.softmax_cross_entropy_with_integer_labels(logits["logits"], y).sum()
 
-            outputs, _ = plain.predict(state.params, state.state, {"x": attack(harm, x, state.key)}, pd.context())
-            return jnp.mean(jnp.argmax(outputs["logits"], -1) == y)
+            attacked = attack(harm, x, state.key)
+            outputs, _ = plain.predict(state.params, state.state, {"x": attacked}, pd.context())
+            predicted = jnp.argmax(outputs["logits"], -1)
+            return jnp.mean(predicted == y), attacked[:10], predicted[:10]
 
         results[f"{name}/accuracy"] = accuracy(trainer, state, digits.test)
-        results[f"{name}/under attack"] = np.asarray(jax.jit(lambda s, f=robust: jax.lax.map(f, s))(state))
+        found, attacked, predicted = jax.jit(lambda s, f=robust: jax.lax.map(f, s))(state)
+        results[f"{name}/under attack"] = np.asarray(found)
+        show_attack(config, folder / name, x[:10], attacked[0], y[:10], predicted[0])
     return results
+
+
+def show_attack(config, folder, clean, attacked, y, predicted):
+    """Saves the first test images and their attacks on the first seed for the report."""
+    changed = 0.5 + (attacked - clean) / (2 * config.radius) if config.radius else jnp.full_like(clean, 0.5)
+    images = np.clip(np.stack([clean, attacked, changed]), 0, 1)
+    labels = [f"{true} → {seen}" for true, seen in zip(np.asarray(y), np.asarray(predicted), strict=True)]
+    size = f"{config.radius:g}"
+    caption = f"PGD after {folder.name} training, true → predicted; change: black -{size}, grey none, white +{size}"
+    save_examples(folder, "attack", images, ("clean", "attacked", "change"), labels, caption)
 
 
 def multitask(config, digits, folder):
@@ -171,6 +186,10 @@ def selfsup(config, digits, folder):
     source = data.resident({"x": digits.train["x"]}, 128)
     trainer, state = train(config, objective, source, 300)
     start = trainer.init(0, source.batch(jax.random.key(0), 0))
+    x = data.pixels(jnp.asarray(digits.train["x"][:10]))
+    images = np.clip(np.stack([x, views(jax.random.key(1), x), views(jax.random.key(2), x)]), 0, 1)
+    caption = "BYOL: two views of an image, moved by up to a pixel and turned by up to 15 degrees"
+    save_examples(folder / "byol", "views", images, ("image", "view 1", "view 2"), caption=caption)
 
     def probe(state):
         train, test = (

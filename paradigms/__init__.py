@@ -1,30 +1,50 @@
 """Training paradigms as composable, jit-compiled JAX objectives."""
 
 from paradigms.adversarial import adversarial, fgsm, l2, linf, pgd
+from paradigms.checkpoint import Keep
 from paradigms.continual import ewc, exact_fisher, rehearsal, reservoir
+from paradigms.export import artefact, save_model
 from paradigms.fit import Run, fit
+from paradigms.interrupt import Stopped, stopping
+from paradigms.mesh import make_mesh
 from paradigms.meta import maml
 from paradigms.model import Model, from_functions, from_linen, from_nnx
 from paradigms.multitask import multitask, pcgrad
+from paradigms.network import Network, load_run
+from paradigms.nonfinite import RAISE, SKIP, Diverged, Nonfinite, rollback
 from paradigms.objective import Aggregator, Context, Objective, Update, context
 from paradigms.selfsup import byol
 from paradigms.supervised import averaged, cross_entropy, penalised, sharpness, supervised
+from paradigms.sweep import Sweep, choice, log_uniform, optuna_search, random_search, sweep, uniform
 from paradigms.trainer import Pure, Trainer, TrainState
 from paradigms.vectorize import grid, one_by_one, side_by_side, vectorize
 
 __all__ = [
+    "RAISE",
+    "SKIP",
+    "Diverged",
+    "Keep",
+    "Nonfinite",
+    "Stopped",
+    "make_mesh",
+    "rollback",
+    "stopping",
     "Aggregator",
     "Context",
     "Model",
+    "Network",
     "Objective",
     "Pure",
     "Run",
+    "Sweep",
     "TrainState",
     "Trainer",
     "Update",
     "adversarial",
+    "artefact",
     "averaged",
     "byol",
+    "choice",
     "context",
     "cross_entropy",
     "ewc",
@@ -37,16 +57,23 @@ __all__ = [
     "grid",
     "l2",
     "linf",
+    "load_run",
+    "log_uniform",
     "maml",
     "multitask",
     "one_by_one",
+    "optuna_search",
     "pcgrad",
     "penalised",
     "pgd",
+    "random_search",
     "rehearsal",
     "reservoir",
+    "save_model",
     "sharpness",
     "side_by_side",
     "supervised",
+    "sweep",
+    "uniform",
     "vectorize",
 ]

@@ -91,6 +91,8 @@ class Checkpoints:
         self._start(step, jax.tree.map(jnp.copy, tree), dict(notes or {}), value)
 
     def _start(self, step, tree, notes, value):
+        if self.failed is not None:
+            self._manager = self._open()  # which removes what was half written
         self._writing = step, tree, notes, value
         sums = np.asarray(_fingerprint(tree)).tolist()
         value = -float("inf") if value is None or not np.isfinite(value) else float(value)
@@ -106,6 +108,8 @@ class Checkpoints:
             return
         try:
             self._manager.wait()
+            if not (self.folder / str(self._writing[0])).is_dir():  # a failure that orbax has lost
+                raise OSError("it is not there")
             self.failed = self._writing = None
         except Exception as error:  # orbax raises ValueError, OSError and its own, by where the disk failed
             self._fail(error)
@@ -123,7 +127,7 @@ class Checkpoints:
         except Exception as again:  # of the same failure
             logger.debug("closing after a failed write: %s", again)
         try:
-            self._manager = self._open()  # which removes what was half written, and knows what is really there
+            self._manager = self._open()  # which knows what is really there
         except Exception as again:
             logger.error("%s cannot be opened (%s)", self.folder, again)
 
@@ -166,9 +170,7 @@ class Checkpoints:
             return Restored(step, tree, metadata["notes"])
         if failures:
             step, reason = failures[0]
-            raise ValueError(
-                f"{self.folder}: no checkpoint can be read; that of step {step}: {reason}; remove them to start anew"
-            )
+            raise ValueError(f"{self.folder}: no checkpoint is whole (step {step}: {reason}); remove them to start anew")
         return None
 
     def _load(self, step: int, like: Tree) -> tuple[Tree, dict]:
@@ -197,19 +199,22 @@ class Checkpoints:
 
 @jax.jit
 def _fingerprint(tree: Tree) -> jax.Array:
-    """A number a leaf that changes when any one value does: the bits of each, times an odd number of its own, summed."""
+    """A number a leaf that changes when any one value does: the bits of each, mixed with its place, and summed."""
 
     def one(leaf):
         leaf = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.asarray(leaf)
-        leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             leaf = jnp.stack([leaf.real, leaf.imag])
-        width = min(leaf.dtype.itemsize, 4)  # eight bytes become two numbers of four
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * width}")).astype(jnp.uint32)
+        leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
+        width = 8 * min(leaf.dtype.itemsize, 4)  # eight bytes become two numbers of four
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{width}")).astype(jnp.uint32)
         place = jnp.zeros(bits.shape, jnp.uint32)
         for axis in range(bits.ndim):
             place = place * np.uint32(bits.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+        x = bits + place * np.uint32(0x9E3779B1)
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):  # MurmurHash3's last step, a bijection
+            x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+        return jnp.sum(x, dtype=jnp.uint32)
 
     leaves = [one(leaf) for leaf in jax.tree.leaves(tree)]
     return jnp.stack(leaves) if leaves else jnp.zeros(0, jnp.uint32)

@@ -1,13 +1,11 @@
 """The run: chunks of compiled steps, evaluation, the best model by validation, early stopping, checkpoints, resume."""
 
 import contextlib
-import logging as messages
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from paradigms import logging, metrics, watch
@@ -15,10 +13,9 @@ from paradigms.checkpoint import LATEST, Checkpoints, Keep
 from paradigms.evaluation import evaluate
 from paradigms.interrupt import Request, Stopped, stopping
 from paradigms.nonfinite import RAISE, Monitor, Nonfinite
-from paradigms.objective import Batch, Tree, check, copy
+from paradigms.objective import Batch, check
+from paradigms.selection import Selection
 from paradigms.trainer import Trainer, TrainState
-
-logger = messages.getLogger("paradigms")
 
 
 class Run(NamedTuple):
@@ -91,8 +88,8 @@ def fit(
     """
     evaluate_every = evaluate_every or chunk
     for name, value in (("steps", steps), ("chunk", chunk)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be 1 or more")
+        if not 1 <= value < 2**31:
+            raise ValueError(f"{name}={value}: must be 1 or more, and below 2**31")
     for name, value in (("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every or chunk)):
         if value < 1 or value % chunk:
             raise ValueError(f"{name}={value}: must be a multiple of chunk={chunk}")
@@ -109,73 +106,97 @@ def fit(
     _check_whole(trainer, source, batch)
     watch.look(trainer, batch, source)
     state = trainer.init(key, batch)
-    track = _Track(state, trainer.runs, select, patience)
+    best = Selection(state, trainer.runs, select, patience)
     bad = Monitor(nonfinite, trainer, source, state)
 
     with contextlib.ExitStack() as stack:
         compiled = stack.enter_context(watch.compile_seconds())
         request = Request() if home is None else stack.enter_context(stopping())
-        saves = None if home is None else stack.enter_context(Checkpoints(home / "checkpoints", keep))
-        history: list[dict] = []
-        done, half = 0, None  # half: a step whose evaluation is still to come
+        disk = None if home is None else stack.enter_context(_Disk(home, keep, best, bad))
+        state, done, half, history = (disk and resume and disk.restore(state, steps)) or (state, 0, None, [])
 
-        def leave(step, row=None):
-            if saves is not None and step:
-                save(step, row)
-                saves.finish()
-            signum, place = request.agreed() or 0, f" in {home}" if step else "; it had not begun"
-            raise Stopped(signum, f"stopped at step {step} of {steps}{place}; resume=True goes on")
+        def leave(row=None) -> NoReturn:
+            if disk is not None and done:
+                disk.save(done, state, row)
+            place = f" in {home}" if done else "; it had not begun"
+            raise Stopped(request.agreed() or 0, f"stopped at step {done} of {steps}{place}; resume=True goes on")
 
-        def save(step, row=None):
-            bad.sound(state, step)
-            notes = {"row": None if row is None else logging.plain(row, finite=False), "nonfinite": bad.notes()}
-            saves.save(step, (state, track.tree, bad.tree), notes, float(np.mean(track.tree["value"])))
-
-        def validate(row=None):
+        def validate(split, row=None):
             try:
-                return evaluate(_Stoppable(trainer, request), state, validation, measure)
+                return evaluate(_Stoppable(trainer, request), state, split, measure)
             except _Asked:
-                leave(done, row)
+                leave(row)
 
-        restored = saves.restore((state, track.tree, bad.tree)) if resume and saves is not None else None
-        if restored is not None:
-            if restored.step > steps:
-                raise ValueError(
-                    f"steps={steps}: the run in {str(home)!r} has made {restored.step} already; give as many or more"
-                )
-            done, (state, track.tree, bad.tree), half = restored.step, restored.tree, restored.notes["row"]
-            bad.load(restored.notes["nonfinite"])
-            rows = logging.read(home / "metrics.jsonl") if (home / "metrics.jsonl").exists() else []
-            history = [row for row in rows if row["step"] < done + (half is None)]
-        elif validation is not None:
-            track.named(validate())  # what is wrong with them shows before training
+        if validation is not None and not done:
+            best.named(validate(validation))  # what is wrong with them shows before training
         writer = _writer(home, steps, done + (half is None), trainer, source, log, compiled)
         stack.callback(writer.close)
 
-        while half is not None or (done < steps and not track.finished()):
+        while half is not None or (done < steps and not best.finished()):
             if half is None:
                 n = min(chunk - done % chunk, steps - done)
                 state, values = trainer.scan(state, source, n)
                 done, values = done + n, jax.device_get(values)
-                state = bad.check(state, values, done)
-                row = {f"train/{name}": np.mean(value, -1) for name, value in values.items()}
-                row = {k: v for k, v in row.items() if np.ndim(v) == (trainer.runs is not None)}
+                state = bad.check(state, values, done, best.running())
+                row = _row("train", {name: np.mean(value, -1) for name, value in values.items()}, trainer)
             else:
-                row, half = {name: np.asarray(value) for name, value in half.items()}, None
+                row, half = half, None
             if validation is not None and (done % evaluate_every == 0 or done == steps):
-                found = validate(row)
-                track.update(state, found, done)
-                found = {f"validation/{name}": value for name, value in found.items()}
-                row |= {k: v for k, v in found.items() if np.ndim(v) == (trainer.runs is not None)}
-            row = {k: np.asarray(v, np.float64)[()] for k, v in row.items()}
+                found = validate(validation, row)
+                best.update(state, found, done)
+                row |= _row("validation", found, trainer)
             history.append({"step": done, **row})
             writer.write(done, row)
-            last = done == steps or track.finished()
-            if (request.agreed() is not None) and not last:
-                leave(done)
-            if saves is not None and (last or (checkpoint_every and done % checkpoint_every == 0)):
-                save(done)
-    return track.result(state, history, validated=validation is not None)
+            last = done == steps or best.finished()
+            if request.agreed() is not None and not last:
+                leave()
+            if disk is not None and (last or (checkpoint_every and done % checkpoint_every == 0)):
+                disk.save(done, state)
+    if validation is None:
+        return Run(state, state, np.asarray(state.step), history)
+    return Run(*best.result(state), history)
+
+
+class _Disk:
+    """A run's checkpoints: its state, its best, and the last good state where one is kept."""
+
+    def __init__(self, home: pathlib.Path, keep: Keep, best: Selection, bad: Monitor):
+        self.home, self.best, self.bad = home, best, bad
+        self.saves = Checkpoints(home / "checkpoints", keep)
+
+    def save(self, step: int, state: TrainState, row: "dict | None" = None) -> None:
+        """Starts writing; `row` is that of a step whose evaluation is still to come."""
+        self.bad.sound(state, step)
+        half = None if row is None else logging.plain(row, finite=False)
+        notes = {"about": watch.about(), "row": half, "nonfinite": self.bad.notes()}
+        self.saves.save(step, (state, self.best.tree, self.bad.tree), notes, float(np.mean(self.best.tree["value"])))
+
+    def restore(self, state: TrainState, steps: int) -> "tuple | None":
+        """State, step, row to complete and rows before it of the latest whole checkpoint, or None."""
+        found = self.saves.restore((state, self.best.tree, self.bad.tree))
+        if found is None:
+            return None
+        if found.step > steps:
+            raise ValueError(f"steps={steps}: the run in {str(self.home)!r} has made {found.step}; give as many or more")
+        state, self.best.tree, self.bad.tree = found.tree
+        self.bad.load(found.notes["nonfinite"])
+        half = found.notes["row"]
+        half = half and {name: np.asarray(value, np.float64)[()] for name, value in half.items()}
+        log = self.home / "metrics.jsonl"
+        rows = logging.read(log) if log.exists() else []
+        return state, found.step, half, [row for row in rows if row["step"] < found.step + (half is None)]
+
+    def __enter__(self) -> "_Disk":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.saves.__exit__(*exception)
+
+
+def _row(split: str, values: dict, trainer: Trainer) -> dict:
+    """The numbers, one a run, of what was measured; larger arrays are not for the log."""
+    depth = 0 if trainer.runs is None else 1
+    return {f"{split}/{name}": np.asarray(v, np.float64)[()] for name, v in values.items() if np.ndim(v) == depth}
 
 
 class _Asked(Exception):
@@ -203,65 +224,6 @@ def _writer(home, steps: int, from_step: int, trainer: Trainer, source, log, com
         log = logging.progress(steps, trainer.runs, size, from_step=from_step - 1, compiled=compiled)
     rows = [] if home is None else [logging.jsonl(home / "metrics.jsonl", from_step=from_step)]
     return logging.several(log, *rows, *watch.opened(home))
-
-
-class _Track:
-    """The best and the stopped states of each run, as one tree of arrays that a checkpoint can hold."""
-
-    def __init__(self, state: TrainState, runs: int | None, select: str, patience: int | None):
-        shape = () if runs is None else (runs,)
-        kept = copy((state.params, state.state))
-        self.tree = {
-            "best": kept,
-            "value": jnp.full(shape, -jnp.inf),
-            "step": jnp.zeros(shape, jnp.int32),
-            "stale": jnp.zeros(shape, jnp.int32),
-            "stopped": copy(kept) if patience else (),
-        }
-        self.sign, self.name = (-1, select[1:]) if select.startswith("-") else (1, select)
-        self.patience = patience
-
-    def _running(self):
-        return self.tree["stale"] < self.patience if self.patience else jnp.ones_like(self.tree["stale"], bool)
-
-    def named(self, found: dict) -> np.ndarray:
-        if self.name not in found:
-            raise ValueError(f'select="{self.name}": the evaluation has {sorted(found)}; name one of them')
-        return self.sign * np.asarray(found[self.name])
-
-    def update(self, state: TrainState, found: dict, step: int) -> None:
-        tree, now = self.tree, (state.params, state.state)
-        running = self._running()
-        value = jnp.asarray(self.named(found), jnp.float32)
-        better = running & (value > tree["value"]) & np.isfinite(found.get("loss", 0.0))
-        stale = jnp.where(better, 0, tree["stale"] + running)
-        if self.patience:
-            tree["stopped"] = _where(running, now, tree["stopped"])
-        self.tree = tree | {
-            "best": _where(better, now, tree["best"]),
-            "value": jnp.where(better, value, tree["value"]),
-            "step": jnp.where(better, step, tree["step"]),
-            "stale": stale,
-        }
-
-    def finished(self) -> bool:
-        return not bool(np.any(self._running()))
-
-    def result(self, state: TrainState, history: list[dict], validated: bool) -> Run:
-        if not validated:
-            return Run(state, state, np.asarray(state.step), history)
-        if self.patience:
-            params, carried = _where(self._running(), (state.params, state.state), self.tree["stopped"])
-            state = state._replace(params=params, state=carried)
-        if not np.all(np.isfinite(self.tree["value"])):
-            logger.warning("no evaluation was finite in some run: its best weights are the initial ones, at step 0")
-        params, carried = self.tree["best"]
-        return Run(state, state._replace(params=params, state=carried), np.asarray(self.tree["step"]), history)
-
-
-@jax.jit
-def _where(mask: jax.Array, new: Tree, old: Tree) -> Tree:
-    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b), new, old)
 
 
 def _example(source) -> Batch:

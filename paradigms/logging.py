@@ -100,10 +100,13 @@ def _lines(path: pathlib.Path) -> list[dict]:
     rows, lines = [], path.read_text().splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError("no row")
+            rows.append(row)
         except (ValueError, RecursionError):
             if number < len(lines):
-                raise ValueError(f"{path}: line {number} is not JSON; repair or remove it") from None
+                raise ValueError(f'{path}: line {number} is not JSON with a "step"; repair or remove it') from None
     return rows
 
 

@@ -83,14 +83,17 @@ class Monitor:
         for name, value in notes.items():
             setattr(self, name, np.asarray(value, getattr(self, name).dtype))
 
-    def check(self, state: TrainState, values: dict, done: int) -> TrainState:
+    def check(self, state: TrainState, values: dict, done: int, running: Any = True) -> TrainState:
         """The state to go on with, after the chunk that ended at step `done` with the metrics `values` (runs, n) or (n,).
+
+        `running` says which runs count; those that have stopped early do not.
 
         Raises:
           Diverged: all runs have failed.
         """
         loss = np.atleast_2d(np.asarray(values["loss"], np.float64))
         bad = ~np.isfinite(loss) | (np.atleast_2d(values["skipped"]) > 0 if "skipped" in values else False)
+        bad &= np.broadcast_to(np.asarray(running), len(loss))[:, None]
         back = np.zeros(len(loss), bool)
         for run, row in enumerate(bad):
             for i, one in enumerate(row):
@@ -98,7 +101,7 @@ class Monitor:
                 if self.streak[run] >= self.policy.after and not self.failed[run]:
                     self._act(run, back, state, done - loss.shape[1] + i, float(loss[run, i]))
         if self.policy.rollbacks:
-            state, self.tree = _exchange(_mask(back, self.trainer), _mask(~bad.any(1), self.trainer), state, self.tree)
+            state, self.tree = _exchange(_mask(back, self.trainer), _mask(~np.any(bad, 1), self.trainer), state, self.tree)
         return state
 
     def _act(self, run: int, back: np.ndarray, state: TrainState, step: int, loss: float) -> None:
@@ -135,7 +138,7 @@ def _content(state: TrainState) -> tuple:
     return state.params, state.state, state.opt_state, state.aggregate_state
 
 
-def _mask(runs: np.ndarray, trainer: Trainer) -> np.ndarray:
+def _mask(runs: Any, trainer: Trainer) -> Any:
     return runs if trainer.runs else runs[0]
 
 

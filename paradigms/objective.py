@@ -14,6 +14,7 @@ so any of them composes with any other. The rules that keep this true:
 """
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -196,6 +197,9 @@ def check(objective: Objective, batch: Batch) -> None:
     """
 
     params, state = jax.eval_shape(lambda key: objective.init(key, batch), jax.random.key(0))
+    for path, leaf in jax.tree.leaves_with_path((params, state)):
+        if math.prod(leaf.shape) >= 2**40:  # some compilers do not survive it
+            raise ValueError(f"params{jax.tree_util.keystr(path[1:])}: has shape {leaf.shape}; make the network smaller")
     jax.eval_shape(objective.losses, params, state, batch, context(train=True))
 
 

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import checkify
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from paradigms import watch
 from paradigms.gradients import accumulated, gradients, split_taps
+from paradigms.mesh import current, split_arrays, split_rows, whole
 from paradigms.objective import Aggregator, Batch, Context, Objective, Tree, Update, check, fold, total
 
 logger = logging.getLogger("paradigms")
@@ -67,8 +69,8 @@ class Trainer:
         replays in every part.
       guard: a step whose loss or gradient is not finite changes nothing but the step's number, and is counted in the
         metric "skipped" (0 or 1).
-      mesh: devices; the batch is split over the first axis of the mesh and the state is kept on every device. Losses
-        are written over the whole batch, so the result is that of one device.
+      mesh: devices (see `paradigms.mesh`): the batch is split over the first axis of the mesh, the large arrays of the
+        state over the others. Default: the mesh of ``jax.set_mesh``, or one device.
 
     Attributes:
       guard: as given.
@@ -90,9 +92,10 @@ class Trainer:
     ):
         if microbatches < 1:
             raise ValueError(f"microbatches={microbatches}: must be 1 (none) or more")
+        mesh = current(mesh)
         self._compile(pure(objective, optimizer, aggregate, microbatches, guard, mesh))
         self.objective, self.guard, self.runs, self.table, self.members = objective, guard, None, [{}], [self]
-        self._parts = microbatches * (mesh.devices.shape[0] if mesh else 1)
+        self._parts = microbatches * (mesh.shape[mesh.axis_names[0]] if mesh else 1)
 
     @classmethod
     def around(cls, functions: Pure, members: "list[Trainer]", table: list[dict]) -> "Trainer":
@@ -127,6 +130,7 @@ class Trainer:
         """
         self._fits(np.shape(jax.tree.leaves(batch)[0])[0])
         check(self.objective, batch)
+        watch.look(self, batch)
         key = jax.random.key(int(key)) if isinstance(key, numbers.Integral) else key
         return self._init(key, batch)
 
@@ -190,15 +194,6 @@ def pure(
     optimizer = optax.with_extra_args_support(optimizer)
     compute = accumulated(gradients(objective, each=aggregate is not None), microbatches)
 
-    def constrain(tree: Tree, spec: PartitionSpec) -> Tree:
-        return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec)) if mesh else tree
-
-    def replicate(tree: Tree) -> Tree:
-        return constrain(tree, PartitionSpec())
-
-    def split_batch(batch: Batch) -> Batch:
-        return constrain(batch, PartitionSpec(mesh.axis_names[0])) if mesh else batch
-
     def aggregate_init(params, state, batch, ctx):
         if aggregate is None:
             return None
@@ -206,38 +201,38 @@ def pure(
         return aggregate.init(split_taps(params)[0], tuple(names))
 
     def init(key, batch):
-        batch, zero = split_batch(batch), jnp.zeros((), jnp.int32)
+        batch, zero = split_rows(batch, mesh), jnp.zeros((), jnp.int32)
         params, state = objective.init(fold(key, "init"), batch)
         aggregate_state = aggregate_init(params, state, batch, Context(key, zero, zero, train=True))
         opt_state = optimizer.init(split_taps(params)[0])
-        return replicate(TrainState(zero, zero, fold(key, "run"), params, state, opt_state, aggregate_state))
+        return split_arrays(TrainState(zero, zero, fold(key, "run"), params, state, opt_state, aggregate_state), mesh)
 
-    def step(whole: TrainState, batch: Batch):
-        batch = split_batch(batch)
-        ctx = Context(fold(whole.key, whole.step), whole.step, whole.task, train=True)
-        grads, values, state, aux = compute(whole.params, whole.state, batch, ctx)
+    def step(old: TrainState, batch: Batch):
+        batch = split_rows(batch, mesh)
+        ctx = Context(fold(old.key, old.step), old.step, old.task, train=True)
+        grads, values, state, aux = compute(old.params, old.state, batch, ctx)
         summed = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), grads.values())
         loss = total(values)
 
         def update():
-            trained, taps = split_taps(whole.params)
-            direction, aggregate_state = split_taps(summed)[0], whole.aggregate_state
+            trained, taps = split_taps(old.params)
+            direction, aggregate_state = split_taps(summed)[0], old.aggregate_state
             if aggregate is not None:
                 each = {name: split_taps(grad)[0] for name, grad in grads.items()}
                 direction, aggregate_state = aggregate.combine(each, values, aggregate_state, ctx.fold("aggregate"))
 
             def value_fn(p):
-                return total(objective.losses({**p, **taps}, whole.state, batch, ctx)[0])
+                return total(objective.losses({**p, **taps}, old.state, batch, ctx)[0])
 
             updates, opt_state = optimizer.update(
-                direction, whole.opt_state, trained, value=loss, grad=direction, value_fn=value_fn
+                direction, old.opt_state, trained, value=loss, grad=direction, value_fn=value_fn
             )
             moved: Tree = optax.apply_updates(trained, updates)
             params = {**moved, **taps}
-            return *objective.after(params, state, Update(whole.params, summed, updates), ctx), opt_state, aggregate_state
+            return *objective.after(params, state, Update(old.params, summed, updates), ctx), opt_state, aggregate_state
 
         def skip():
-            return whole.params, whole.state, whole.opt_state, whole.aggregate_state
+            return old.params, old.state, old.opt_state, old.aggregate_state
 
         metrics = {**aux, **values, "loss": loss}
         if guard:
@@ -246,17 +241,17 @@ def pure(
             metrics["skipped"] = 1.0 - good
         else:
             new = update()
-        return replicate(TrainState(whole.step + 1, whole.task, whole.key, *new)), metrics
+        return split_arrays(TrainState(old.step + 1, old.task, old.key, *new), mesh), metrics
 
-    def scan(whole: TrainState, source, n: int):
-        key = fold(whole.key, "data")
-        return jax.lax.scan(lambda s, _: step(s, source.batch(key, s.step)), whole, length=n)
+    def scan(old: TrainState, source, n: int):
+        key = fold(old.key, "data")
+        return jax.lax.scan(lambda s, _: step(s, source.batch(key, s.step)), old, length=n)
 
-    def boundary(whole: TrainState, batches: Tree, event: str):
-        ctx = Context(fold(fold(whole.key, whole.step), event), whole.step, whole.task, train=False)
-        params, state = objective.boundary(whole.params, whole.state, batches, ctx, event)
-        opt_state, aggregate_state = whole.opt_state, whole.aggregate_state
-        if _shapes(params) != _shapes(whole.params):
+    def boundary(old: TrainState, batches: Tree, event: str):
+        ctx = Context(fold(fold(old.key, old.step), event), old.step, old.task, train=False)
+        params, state = objective.boundary(old.params, old.state, batches, ctx, event)
+        opt_state, aggregate_state = old.opt_state, old.aggregate_state
+        if _shapes(params) != _shapes(old.params):
             logger.warning('boundary "%s" changed the structure of params: the next step compiles anew', event)
             opt_state = _transplant(opt_state, optimizer.init(split_taps(params)[0]))
             if aggregate is not None:
@@ -264,12 +259,12 @@ def pure(
                     raise ValueError("batches=None: the aggregator starts anew on changed params; pass the task's batches")
                 first = jax.tree.map(lambda leaf: leaf[0], batches)
                 aggregate_state = _transplant(aggregate_state, aggregate_init(params, state, first, ctx))
-        task = whole.task + (event == "end")
-        return replicate(TrainState(whole.step, task, whole.key, params, state, opt_state, aggregate_state))
+        task = old.task + (event == "end")
+        return split_arrays(TrainState(old.step, task, old.key, params, state, opt_state, aggregate_state), mesh)
 
-    def predict(whole: TrainState, batch: Batch):
-        ctx = Context(fold(whole.key, "predict"), whole.step, whole.task, train=False)
-        return objective.predict(whole.params, whole.state, batch, ctx)[0]
+    def predict(old: TrainState, batch: Batch):
+        ctx = Context(fold(old.key, "predict"), old.step, old.task, train=False)
+        return whole(objective.predict(old.params, old.state, batch, ctx)[0], mesh)
 
     return Pure(init, step, scan, boundary, predict)
 

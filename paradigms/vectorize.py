@@ -10,6 +10,7 @@ import numpy as np
 
 from paradigms.trainer import Pure, Trainer
 
+MOST = 100_000  # runs; beyond it their table alone fills the host's memory
 Over = Callable[[Callable[[Any], Any], Any], Any]
 
 
@@ -57,6 +58,8 @@ def vectorize(make: Callable[..., Trainer], seeds: int = 1, over: Over | None = 
     count = len(next(iter(columns.values()))) if columns else 1
     if count == 0:
         raise ValueError("settings: columns are empty; give at least one value")
+    if seeds * count > MOST:
+        raise ValueError(f"seeds={seeds}: {seeds * count} runs are too many for one program; {MOST} at most, so split them")
     rows = [{name: float(column[i]) for name, column in columns.items()} for i in range(count)]
     trainers = [make(**row) for row in rows]  # checks every setting while its values are concrete
     if not isinstance(trainers[0], Trainer) or trainers[0].runs:

@@ -19,6 +19,7 @@ Open = Callable[["pathlib.Path | None"], Writer]
 COMPILE = ("backend_compile_duration", "jaxpr_trace_duration", "jaxpr_to_mlir_module_duration")
 
 _openers: ContextVar[tuple[Open, ...]] = ContextVar("openers", default=())
+_about: ContextVar[dict] = ContextVar("about", default={})  # noqa: B039 (never changed in place)
 _dry: ContextVar[bool] = ContextVar("dry", default=False)
 
 
@@ -54,6 +55,21 @@ def also(*openers: Open):
 def opened(folder: "pathlib.Path | None") -> list[Writer]:
     """A new writer of every opener of `also` around this call, for a `fit` in `folder`."""
     return [opener(folder) for opener in _openers.get()]
+
+
+@contextlib.contextmanager
+def described(about: dict):
+    """Inside, every checkpoint of `fit` has these facts in its notes, such as the run's configuration (JSON)."""
+    token = _about.set({**_about.get(), **about})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+def about() -> dict:
+    """The facts of `described` around this call."""
+    return dict(_about.get())
 
 
 @contextlib.contextmanager

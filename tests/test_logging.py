@@ -124,7 +124,7 @@ def test_tensorboard_writes_the_mean_and_every_run(tmp_path, monkeypatch):
     written = []
 
     class SummaryWriter:
-        def __init__(self, folder):
+        def __init__(self, folder, purge_step, filename_suffix):
             self.folder = folder
 
         def add_scalar(self, name, value, step):

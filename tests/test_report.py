@@ -1,6 +1,8 @@
 """The page: self-contained, escaped, with the numbers and curves that were logged."""
 
 import base64
+import html.parser
+import io
 import re
 import subprocess
 import sys
@@ -8,8 +10,12 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from paradigms import report
+from paradigms import data, report
+from paradigms.report import figures, tables
+
+DIGITS = data.load("digits")
 
 
 def rows(runs=3, steps=10):
@@ -86,7 +92,7 @@ def test_the_page_is_self_contained_and_escaped(tmp_path):
     figure = report.confusion(np.eye(25), None)
     path = report.html(tmp_path / "r" / "p.html", "<T>", {"a<b": [1, 2]}, {"one": rows(), "none": []}, result, {"F&G": figure})
     page = path.read_text()
-    assert page.count("<img") == 3  # curves, matrix, figure
+    assert page.count("<img") == 5  # three panels of curves, matrix, figure
     for text in (
         "&lt;T&gt;",
         "ten &lt;tasks&gt;",
@@ -100,8 +106,8 @@ def test_the_page_is_self_contained_and_escaped(tmp_path):
     assert "<T>" not in page
     assert not re.search(r"""(src|href)=["']?(https?:|//|/)""", page)
     assert "<script" not in page
-    for data in re.findall(r"base64,([^\"]+)", page):
-        xml.etree.ElementTree.fromstring(base64.b64decode(data))
+    for image in re.findall(r"base64,([^\"]+)", page):
+        xml.etree.ElementTree.fromstring(base64.b64decode(image))
 
 
 def test_plain_metrics_make_a_page_too(tmp_path):
@@ -113,8 +119,146 @@ def test_plain_metrics_make_a_page_too(tmp_path):
     }
     page = report.html(tmp_path / "p.html", "t", {}, rows(), found).read_text()
     assert "<td>1.25</td>" in page
-    assert re.search(r"<td>accuracy</td><td>0.6 ± 1.3</td><td>2</td>", page)
-    assert page.count("<img") == 2
+    assert re.search(r"accuracy</th><td>0.6 ± 1.3</td><td>2</td>", page)
+    assert page.count("<img") == 4
+
+
+HOSTILE = "<script>alert('x')</script>\" $\\frac$ & @body @title"
+
+
+def hostile():
+    history = [{"step": 1, "train/" + HOSTILE: 1.0}, {"step": 2, "train/" + HOSTILE: 2.0}]
+    number = {"mean": 1.0, "interval95": None, "values": [1.0]}
+    result = {"experiment": HOSTILE, "protocol": HOSTILE, "metrics": {HOSTILE: number, HOSTILE + "confusion": np.eye(2)}}
+    result |= {"published": {HOSTILE: {"mean": 1.0, "source": HOSTILE}}, "device": HOSTILE, "versions": {HOSTILE: HOSTILE}}
+    images = report.Examples(np.zeros((1, 1, 4, 4, 1), np.uint8), (HOSTILE,), (HOSTILE,), HOSTILE)
+    return report.Record(HOSTILE, {HOSTILE: HOSTILE, "list": [HOSTILE]}, {HOSTILE: history}, result, [images])
+
+
+def test_markup_in_any_text_stays_text(tmp_path):
+    one = hostile()
+    page = report.html(tmp_path / "1.html", HOSTILE, one.config, one.history, one.result, {}, one.examples, HOSTILE).read_text()
+    other = one._replace(config={"list": 1})
+    both = report.compare(tmp_path / "2.html", HOSTILE, [one, other], HOSTILE).read_text()
+    for text in (page, both):
+        assert "<script" not in text
+        assert text.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&quot; $\\frac$ &amp; @body @title") > 8
+        assert text.count("<body>") == 1
+        parser = html.parser.HTMLParser()
+        tags = []
+        parser.handle_starttag = lambda tag, attributes: tags.append(tag)
+        parser.feed(text)
+        assert {"h1", "td", "img"} < set(tags)
+        assert not set(tags) & {"script", "a", "iframe", "link"}
+
+
+def cells(page, row):
+    """The cells of the table's row that `row` heads, tags and filling spaces removed."""
+    (found,) = re.findall(rf'<th scope="row">{re.escape(row)}</th>(.*?)</tr>', page)
+    return [re.sub("<[^>]*>", "", cell).replace("\u2007", "").strip() for cell in re.findall(r"<td>(.*?)</td>", found)]
+
+
+def record(name, mean, rate, **config):
+    metrics = {"accuracy": {"mean": mean, "interval95": 0.01, "values": [mean] * 3}, "confusion": np.diag([5.0, 3.0])}
+    published = {"accuracy": {"mean": 0.87, "std": 0.02, "source": "Table 2"}}
+    result = {"experiment": "a.b", "metrics": metrics, "published": published}
+    return report.Record(name, {"rate": rate, "seeds": 3, **config}, {"": rows()}, result)
+
+
+def test_several_runs_side_by_side(tmp_path):
+    runs = [record("first", 0.9, 0.1), record("second", 0.85, 0.2, extra="x"), record("third", 0.8, 0.1)]
+    runs[2] = runs[2]._replace(history={}, result={})  # has not ended
+    page = report.compare(tmp_path / "p.html", "T", runs).read_text()
+    assert cells(page, "run") == ["first", "second", "third"]
+    assert cells(page, "rate") == ["0.1", "0.2", "0.1"]
+    assert cells(page, "extra") == ["—", "x", "—"]
+    assert cells(page, "seeds") == ["3"]  # among those in common
+    assert cells(page, "accuracy") == ["0.900 ± 0.010", "0.850 ± 0.010", "—", "0.870 ± 0.020 (std) Table 2"]
+    assert page.count("<img") == 4 + 2  # train/loss, validation/loss, validation/accuracy, rate; two matrices
+    drawn = {panel.title: panel.figure.axes[0] for panel in figures.overlaid([run.history.get("", ()) for run in runs])}
+    assert list(drawn) == ["train/loss", "validation/loss", "validation/accuracy", "rate"]
+    assert [line.get_color() for line in drawn["validation/loss"].lines] == [figures.style(0)[0], figures.style(1)[0]]
+    styles = [figures.style(number) for number in range(20)]
+    assert len(set(styles)) == 20
+    assert all(style[0] in page for style in styles[:3])
+
+
+def test_decimal_points_of_a_column_are_in_line():
+    numbers = [tables.Number(0.9895, 0.0003), None, tables.Number(12.5), tables.Number(-104.0, 3.0), tables.Number(None)]
+    found = tables.aligned(numbers)
+    assert [text.strip("\u2007") for text in found] == ["0.98950 ± 0.00030", "—", "12.5", "-104.0 ± 3.0", "nan"]
+    points = [text.index(".") for text in found if "." in text]
+    assert len(set(points)) == 1
+
+
+def embedded(figure):
+    """The image that the SVG of a figure holds, as pixels."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg")
+    (data,) = re.findall(rb'data:image/png;base64,([^"]*)', file.getvalue().replace(b"\n", b""))
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+
+
+def test_a_grid_holds_every_pixel_of_every_image():
+    images = DIGITS.test["x"][:6].reshape(2, 3, 8, 8, 1)
+    labels = [f"digit {label}" for label in DIGITS.test["y"][:3]]
+    for given in (images, images[..., 0], images / np.float32(255)):
+        figure = report.image_grid(given, ("a", "b"), labels)
+        assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == labels
+        canvas = embedded(figure)
+        scale, gap = 12, 8
+        assert canvas.shape == (2 * 8 * scale + gap, 3 * 8 * scale + 2 * gap, 3)
+        for row, column in np.ndindex(2, 3):
+            top, left = row * (8 * scale + gap), column * (8 * scale + gap)
+            cell = canvas[top : top + 8 * scale, left : left + 8 * scale]
+            np.testing.assert_array_equal(cell[scale // 2 :: scale, scale // 2 :: scale], images[row, column].repeat(3, -1))
+            assert (cell == cell[::scale, ::scale].repeat(scale, 0).repeat(scale, 1)).all()
+
+
+def test_examples_come_back_as_they_were(tmp_path):
+    images = DIGITS.test["x"][:4].reshape(2, 2, 8, 8, 1)
+    path = report.save_examples(tmp_path / "part", "attack", images / 255, ("clean", "é<b>"), caption="Digits")
+    assert path == tmp_path / "part" / "examples" / "attack.npz"
+    report.save_examples(tmp_path, "views", images.repeat(3, -1), columns=("1", "2"))
+    views, attack = report.read_examples(tmp_path)
+    np.testing.assert_array_equal(attack.images, images)
+    assert attack[1:] == (("clean", "é<b>"), (), "Digits")
+    assert views.images.shape == (2, 2, 8, 8, 3)
+    assert views[1:] == ((), ("1", "2"), "views")
+    assert report.read_examples(tmp_path / "empty") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((2, 3, 4))}, r"shape \(2, 3, 4\); give \(rows"),
+        ({"images": np.zeros((1, 1, 4, 4, 2))}, "1 or 3 channels"),
+        ({"images": np.zeros((0, 1, 4, 4, 1))}, "images: shape"),
+        ({"images": np.full((1, 1, 4, 4), 1.5)}, r"1.5 to 1.5; give uint8, or floats in \[0, 1\]"),
+        ({"images": np.full((1, 1, 4, 4), np.nan)}, "floats in"),
+        ({"images": np.zeros((1, 1, 4, 4), np.int32)}, "images: int32"),
+        ({"images": np.full((1, 1, 4, 4), "a")}, "no numbers"),
+        ({"rows": ("a", "b")}, "rows: 2 labels for 1 rows"),
+        ({"columns": ("a", "b")}, "columns: 2 labels"),
+        ({"name": "../escape"}, "name='../escape': is a file's"),
+    ],
+)
+def test_examples_that_cannot_be_drawn_are_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        report.save_examples(tmp_path, **{"name": "x", "images": np.zeros((1, 1, 4, 4)), **change})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_matrix_of_a_real_classifier_shows_its_counts():
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.metrics import confusion_matrix
+
+    train, test = ((split["x"].reshape(len(split["x"]), -1), split["y"]) for split in (DIGITS.train, DIGITS.test))
+    matrix = confusion_matrix(test[1], RidgeClassifier().fit(*train).predict(test[0]))
+    axis = report.confusion(matrix).axes[0]
+    counts = {(round(text.get_position()[1]), round(text.get_position()[0])): int(text.get_text()) for text in axis.texts}
+    assert counts == {place: count for place, count in np.ndenumerate(matrix) if count}
+    np.testing.assert_allclose(axis.images[0].get_array().sum(1), 1)
 
 
 @pytest.mark.parametrize(

@@ -110,10 +110,11 @@ def test_published_that_is_no_literal_is_left_out_of_the_list(root):
 def test_a_run_writes_its_configuration_result_and_report(root, tmp_path, capsys):
     assert run(root, "--out", "elsewhere", "--rate", "0.5") == 0
     folder = only(tmp_path / "elsewhere" / "toy.bench")
-    record = {"experiment": "toy.bench", "settings": {"seeds": 3, "rate": 0.5, "fail": ""}}
+    record = {"experiment": "toy.bench", "settings": {"seeds": 3, "rate": 0.5, "fail": ""}, "deterministic": False}
     assert json.loads((folder / "config.json").read_text()) == record
     result = json.loads((folder / "result.json").read_text())
-    assert list(result) == ["experiment", "protocol", "config", "metrics", "published", "device", "versions", "seconds"]
+    keys = "experiment protocol config metrics published device versions seconds memory deterministic"
+    assert list(result) == keys.split()
     assert result["experiment"] == "toy.bench"
     assert result["protocol"] == "two numbers"
     accuracy = result["metrics"]["accuracy"]

@@ -14,6 +14,7 @@ import pathlib
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import paradigms as pd
@@ -63,6 +64,8 @@ def run(config: Config, folder: pathlib.Path) -> dict:
         checkpoint_every=chunk,
         resume=True,
     )
+    best = int(np.argmax(done.history[-1]["validation/accuracy"]))
+    pd.save_model(folder, trainer, done.state, cifar.test["x"], classes=cifar.class_names, run=best)
     values = evaluate(trainer, done.state, cifar.test, classification())
     return {f"{config.recipe}/{name}": value for name, value in values.items()}
 

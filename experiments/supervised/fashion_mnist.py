@@ -12,6 +12,7 @@ import dataclasses
 import pathlib
 from typing import Any, Literal
 
+import numpy as np
 import optax
 
 import paradigms as pd
@@ -34,7 +35,7 @@ class Config:
     seeds: int = 5
     """Runs of each network, trained together."""
     mlp_epochs: int = 20
-    cnn_epochs: int = 10
+    cnn_epochs: int = 16
     batch_size: int = 128
     learning_rate: float = 2e-3
     """Highest rate of a one-cycle schedule with AdamW."""
@@ -69,9 +70,19 @@ def run(config: Config, folder: pathlib.Path) -> dict:
             checkpoint_every=epoch,
             resume=True,
         )
+        best = np.argmax(np.max([row["validation/accuracy"] for row in done.history], 0))
+        pd.save_model(folder / network, trainer, done.best, fashion.test["x"], classes=fashion.class_names, run=int(best))
         values = evaluate(trainer, done.best, fashion.test, classification())
         results |= {f"{network}/{name}": value for name, value in values.items()}
     return results
+
+
+def training(config: Config) -> dict:
+    """What a sweep trains: the first of the networks."""
+    fashion, network = data.load("fashion_mnist", validation=5000), config.networks[0]
+    source, steps = stream(config, fashion, network)
+    found = {"make": lambda config: make(config, fashion, network, steps), "source": source, "steps": steps}
+    return {**found, "validation": fashion.validation, "chunk": source.steps_per_epoch, "key": config.key}
 
 
 def stream(config: Config, fashion: data.Data, network: str) -> tuple[data.Source, int]:
@@ -85,7 +96,7 @@ def make(config: Config, fashion: data.Data, network: str, steps: int) -> pd.Tra
     inputs: dict[str, Any] = {"mean": fashion.mean, "std": fashion.std}
     networks = {
         "mlp": lambda rngs: nn.MLP(784, (256, 256), dropout=0.1, **inputs, rngs=rngs),
-        "cnn": lambda rngs: nn.SmallCNN(dropout=0.3, **inputs, rngs=rngs),
+        "cnn": lambda rngs: nn.SmallCNN(channels=(32, 64, 128), dropout=0.2, **inputs, rngs=rngs),
     }
     objective = pd.averaged(pd.supervised(pd.from_nnx(networks[network]), pd.cross_entropy(config.smoothing)), config.decay)
     schedule = optax.schedules.cosine_onecycle_schedule(steps, config.learning_rate, pct_start=0.2)

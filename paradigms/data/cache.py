@@ -72,7 +72,7 @@ def read(folder: Path) -> tuple[dict, dict] | None:
         if manifest["sha256"] != _digest_of(content):
             raise CorruptCache(f"{path} does not have its own checksum")
         files = [(item["group"], item["name"], item["file"], item["sha256"]) for item in manifest["files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptCache(f"{path} cannot be read ({error!r})") from error
     if manifest["format"] != _FORMAT:
         return None

@@ -50,7 +50,7 @@ def order(key, epoch, positions, n: int):
 
     def rounds(i, x):
         for j in range(_ROUNDS // 2):
-            constant = (i.astype(jnp.uint32) * np.uint32(_ROUNDS // 2) + np.uint32(j + 1)) * np.uint32(_GOLDEN)
+            constant = (jnp.asarray(i, jnp.uint32) * np.uint32(_ROUNDS // 2) + np.uint32(j + 1)) * np.uint32(_GOLDEN)
             partner = _mix(first + constant) % size + (size - x)
             partner = jnp.where(partner >= size, partner - size, partner)
             swap = _mix(jnp.maximum(x, partner) ^ (second + constant)) >> np.uint32(31)

@@ -94,7 +94,7 @@ def description(path, remedy) -> dict:
     """The content of one of the JSON files of a folder; OSError, with the remedy, where it is damaged."""
     try:
         content = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, RecursionError) as error:
         raise damaged(path, error, path.parent, remedy) from error
     if not isinstance(content, dict):
         raise damaged(path, "it holds no object", path.parent, remedy)

@@ -21,6 +21,7 @@ NHWC / HWIO convolution, or with a task axis as patches and a matrix product; el
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -233,12 +234,15 @@ def _chunked(a, b, *, mode, **params):
 
 def _cpu(a, b, *, mode, tasks, **params):
     """The fastest of the above, by measurement: shapes of small and CIFAR-sized networks, 2 cores."""
+    symbolic = not all(isinstance(size, int) for size in (*a.shape, *b.shape))  # of `jax.export`: no size to choose by
     if tasks:
         images, positions = a.shape[:2], _positions(**{k: v for k, v in params.items() if k != "precision"})
         channels = b.shape[3] if mode == "input" else a.shape[4]
-        if math.prod((*images, *positions, *params["window"], channels)) <= 8 * _CACHE:
+        if not symbolic and math.prod((*images, *positions, *params["window"], channels)) <= 8 * _CACHE:
             return _matmul(a, b, mode=mode, **params)
         return lax.map(lambda pair: _cpu(*pair, mode=mode, tasks=False, **params), (a, b))
+    if symbolic:
+        return _reference(a, b, mode=mode, tasks=False, **params)
     if mode == "kernel" or (mode == "input" and params["stride"] != (1, 1)):
         return _chunked(a, b, mode=mode, **params)
     return _plain(a, b, mode=mode, **params)
@@ -290,9 +294,18 @@ def _compiled(**params):
     return jax.jit(functools.partial(_conv_p.bind, **params))
 
 
+def _eager(a, b, **params):
+    # While debugging, jax runs what it would compile, or runs it again, operation by operation: compiled, this would
+    # call itself for ever.
+    config: Any = jax.config
+    if config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs:
+        return (_cpu if jax.default_backend() == "cpu" else _reference)(a, b, **params)
+    return _compiled(**params)(a, b)
+
+
 _conv_p = Primitive("conv2d")
 _conv_p.def_abstract_eval(_abstract)
-_conv_p.def_impl(lambda a, b, **params: _compiled(**params)(a, b))
+_conv_p.def_impl(_eager)
 ad.defbilinear(_conv_p, _transpose_first, _transpose_second)
 batching.primitive_batchers[_conv_p] = _batch
 mlir.register_lowering(_conv_p, mlir.lower_fun(_reference, multiple_results=False))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+from jax import export, lax
 
 from paradigms.nn import conv2d, convolution
 
@@ -164,3 +164,17 @@ def test_channel_mismatch_says_so():
     with pytest.raises(ValueError, match="takes 2 channels"):
         conv2d(x[..., :1], w, dimension_numbers=LAYOUT)
     assert convolution.__doc__
+
+
+def test_any_number_of_examples_in_an_exported_program():
+    """The derivatives choose by size how they compute, and an exported program has none to choose by."""
+    x, kernel = np.random.default_rng(0).normal(size=(5, 8, 8, 2)), np.random.default_rng(1).normal(size=(2, 3, 3, 2, 4))
+
+    def derivatives(x, kernel):
+        total = lambda x, w: (conv2d(x, w, (2, 2), dimension_numbers=LAYOUT) ** 2).sum()
+        return jax.grad(total, (0, 1))(x, kernel[0]), jax.vmap(jax.grad(total, (0, 1)))(jnp.stack([x, 2 * x]), kernel)
+
+    some = jax.ShapeDtypeStruct((*export.symbolic_shape("n"), 8, 8, 2), x.dtype)
+    program = export.export(jax.jit(derivatives), platforms=("cpu", "cuda", "tpu"))(some, kernel)
+    for found, expected in zip(jax.tree.leaves(program.call(x, kernel)), jax.tree.leaves(derivatives(x, kernel)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
