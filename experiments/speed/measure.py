@@ -54,5 +54,5 @@ def table(title: str, head: tuple[str, ...], rows: list[tuple]) -> None:
     for i, name in enumerate(head):
         grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
-        grid.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
+        grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
     Console(width=120).print(grid)
