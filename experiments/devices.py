@@ -36,6 +36,8 @@ def using(mesh: str) -> contextlib.AbstractContextManager:
 
     from paradigms.mesh import parse_mesh
 
+    # Programs in flight at once on virtual CPU devices wait for each other's threads for ever (XLA ends the process).
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     return jax.set_mesh(parse_mesh(mesh))
 
 

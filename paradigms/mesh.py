@@ -4,6 +4,9 @@ A mesh is a grid of devices with named axes. The batch is split over the first a
 every large array of the state is split along its longest axis that divides, so that no device holds all of the params
 and the optimizer's memory (fully sharded data parallelism; Rajbhandari et al., 2020). Losses are written over the whole
 batch, so the compiler finds the communication, and the numbers are those of one device.
+
+Virtual CPU devices share few threads: before jax starts, set ``jax.config.update("jax_cpu_enable_async_dispatch", False)``,
+or programs that are in flight at once may wait for each other for ever.
 """
 
 import math

@@ -124,7 +124,7 @@ class TestAlone:
         with Checkpoints(tmp_path) as saves:
             saves.save(3, done)
         with Checkpoints(tmp_path) as saves:
-            loaded = saves.load(saves.latest(), scanned)
+            loaded = saves.restore(scanned).tree
         assert_equal(loaded, done)
 
     def test_degenerate_equals_child(self, path):

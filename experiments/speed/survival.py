@@ -31,7 +31,7 @@ def images():
 
 def network(**options):
     """The objective of the experiment, on random images."""
-    model = pd.from_nnx(lambda rngs: nn.SmallCNN(channels=(32, 64, 128), dropout=0.2, rngs=rngs))
+    model = pd.from_nnx(lambda rngs: nn.SmallCNN(dropout=0.3, rngs=rngs))
     objective = pd.averaged(pd.supervised(model, pd.cross_entropy(0.05)), 0.998)
     trainer = pd.Trainer(objective, optax.adamw(1e-3, weight_decay=0.05), **options)
     return trainer, data.resident(images(), 128, transform=data.augment(data.flip(), data.translate(1)))
