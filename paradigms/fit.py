@@ -119,7 +119,7 @@ def fit(
             if disk is not None and done:
                 disk.save(done, state, row)
             place = f" in {home}" if done else "; it had not begun"
-            raise Stopped(request.agreed() or 0, f"stopped at step {done} of {steps}{place}; resume=True goes on")
+            raise Stopped(request.agreed() or 0, f"stopped at step {done} of {steps}{place}; to go on, resume")
 
         def validate(split, row=None):
             try:

@@ -118,12 +118,12 @@ def test_a_run_told_to_stop_loses_no_chunk(start, end, tmp_path):
     assert equal(tmp_path, end[0])
 
 
-def test_two_processes_are_one_and_go_on_after_one_was_killed(tmp_path):
+def test_two_processes_are_one_and_go_on_after_one_was_stopped_or_killed(tmp_path):
     net = pd.from_nnx(lambda rngs: nn.MLP(6, (64,), 3, rngs=rngs))
     trainer = pd.Trainer(pd.supervised(net), optax.adam(1e-2), mesh=mesh.make_mesh(data=4, model=2))
     alone = pd.fit(trainer, data.resident(TRAIN, 40), 40, chunk=10, validation=VALIDATION, log=logging.several())
 
-    def run(die):
+    def run(step=-1, signum=0):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -131,10 +131,10 @@ def test_two_processes_are_one_and_go_on_after_one_was_killed(tmp_path):
         command = [sys.executable, "-m", "tests.worker", str(tmp_path), str(port), "2"]
         root = pathlib.Path(__file__).parent.parent
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "cwd": root}
-        first, second = (subprocess.Popen([*command, str(number), str(die)], **quiet) for number in (0, 1))
+        first, second = (subprocess.Popen([*command, str(number), str(step), str(int(signum))], **quiet) for number in (0, 1))
         try:
             code = second.wait(120)
-            if code == 0:
+            if code >= 0:
                 return first.wait(60), code
             first.kill()  # it waits for the other, which is no more
             return first.wait(), code
@@ -142,9 +142,11 @@ def test_two_processes_are_one_and_go_on_after_one_was_killed(tmp_path):
             first.kill()
             second.kill()
 
-    assert run(die=20)[1] == -signal.SIGKILL
-    assert saved(tmp_path) in (10, 20)
-    assert run(die=-1) == (0, 0)
+    assert run(0, signal.SIGTERM) == (143, 143), "one is told to stop: both save the same step and leave"
+    assert saved(tmp_path) == 10
+    assert run(30, signal.SIGKILL)[1] == -signal.SIGKILL
+    assert saved(tmp_path) in (20, 30)
+    assert run() == (0, 0)
     found = np.load(tmp_path / "end.npz")
     for one, other in zip(found.values(), jax.tree.leaves(alone.state.params), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)

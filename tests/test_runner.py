@@ -49,6 +49,10 @@ EXPERIMENT = '''
             raise ValueError("rate=0.1: too\\n  large")
         if config.fail == "file":
             raise FileNotFoundError("no data")
+        if config.fail == "stop":
+            from paradigms import Stopped
+
+            raise Stopped(15, "stopped at step 20 of 40")
         if config.fail == "bug":
             raise KeyError("bug")
         (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": [1.0, 2.0]}\\n')
@@ -247,6 +251,16 @@ def test_errors_are_one_line_unless_asked_for(root, capsys, monkeypatch):
     assert "Traceback" in capsys.readouterr().err
     with pytest.raises(KeyError):  # a bug keeps its traceback
         run(root, "--fail", "bug")
+
+
+def test_a_stopped_run_says_the_command_that_goes_on(root, tmp_path, capsys):
+    assert run(root, "--rate", "0.5", "--fail", "stop") == 128 + 15
+    folder = only(tmp_path / "runs" / "toy.bench").relative_to(tmp_path)
+    said = capsys.readouterr().err.splitlines()[-1]
+    command_line = f"python -m {root.name} toy.bench --rate 0.5 --fail stop --resume {folder}"
+    assert said == f"stopped at step 20 of 40: {command_line}"
+    assert run(root, "--rate", "0.5", "--fail", "stop", "--resume", str(folder)) == 128 + 15
+    assert capsys.readouterr().err.splitlines()[-1].endswith(command_line)
 
 
 def test_an_unknown_name_gets_close_ones(root, capsys):

@@ -1,22 +1,26 @@
-"""A small real run in a process of its own, for tests that kill it: ``python -m tests.worker FOLDER [PORT COUNT ID DIE]``."""
+"""Small real runs in processes of their own, for tests that kill them.
+
+``python -m tests.worker FOLDER [PORT COUNT ID STEP SIGNAL]``
+"""
 
 import os
-import signal
 import sys
+import time
 
 
 class Deadly:
-    """A source whose process is killed as the chunk at step `at` begins."""
+    """A source whose process is sent a signal as the chunk at step `at` begins."""
 
-    def __init__(self, source, at):
-        self._source, self._at = source, at
+    def __init__(self, source, at, signum):
+        self._source, self._at, self._signum = source, at, signum
 
     def __getattr__(self, name):
         return getattr(self._source, name)
 
     def chunk(self, step, n):
         if int(step) == self._at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self._signum)
+            time.sleep(0.2)
         return self._source.chunk(step, n)
 
 
@@ -39,8 +43,8 @@ def digits(folder, steps=3000):
     np.savez(f"{folder}/end.npz", *[np.asarray(leaf) for leaf in leaves])
 
 
-def together(folder, port, count, number, die):
-    """One of `count` processes that train together; process 1 is killed at step `die`."""
+def together(folder, port, count, number, step, signum):
+    """One of `count` processes that train together; process 1 is sent `signum` at `step`."""
     import jax
 
     jax.distributed.initialize(f"127.0.0.1:{port}", count, number)
@@ -56,7 +60,7 @@ def together(folder, port, count, number, die):
     net = pd.from_nnx(lambda rngs: nn.MLP(6, (64,), 3, rngs=rngs))
     with jax.set_mesh(mesh.make_mesh(data=4, model=2)):
         trainer = pd.Trainer(pd.supervised(net), optax.adam(1e-2))
-        source = Deadly(data.resident(TRAIN, 40), die if number == 1 else -1)
+        source = Deadly(data.resident(TRAIN, 40), step if number == 1 else -1, signum)
         options = {"chunk": 10, "checkpoint_every": 10, "validation": VALIDATION, "log": logging.several()}
         run = pd.fit(trainer, source, 40, folder=folder, resume=True, **options)
         params = multihost_utils.process_allgather(run.state.params, tiled=True)
