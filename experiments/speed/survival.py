@@ -76,7 +76,10 @@ def replay():
     objective = pd.rehearsal(pd.supervised(model), pd.reservoir(5120))
     trainers, calls, box = scans(lambda **options: pd.Trainer(objective, optax.sgd(0.01), **options), source, 100)
     for name, trainer in trainers.items():
-        text = jax.jit(trainer.pure.scan, donate_argnums=0, static_argnums=2).lower(box[name], source, 100).compile().as_text()
+        text = (
+            jax.jit(trainer.pure.scan, donate_argnums=0, static_argnums=2).lower(box[name], source, 100).compile().as_text()
+            or ""
+        )
         print(f"{name}: {len(re.findall(r'= f32.5120,3072.[^ ]* copy', text))} copies of the memory in the compiled steps")
     return "MLP 3072-256-10, 32 of the stream and 32 replayed, 100 steps", calls
 
