@@ -178,3 +178,35 @@ def test_a_model_without_features_and_settings_out_of_range():
             make(momentum=momentum)
     with pytest.raises(ValueError, match='slot "projector" is already taken'):
         make(name="projector").init(KEY, BATCH)
+
+
+def test_every_network_and_view_has_a_key_of_its_own():
+    """Else two networks of one width would drop the same units."""
+    keys = []
+
+    def recording(model):
+        def apply(params, state, x, *, train=False, key=None):
+            keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+            return model.apply(params, state, x, train=train, key=key)
+
+        return Model(model.init, apply)
+
+    objective = byol(recording(encoder()), noise, recording(dense(6)), recording(dense(6)))
+    params, state = jax.eval_shape(lambda: make().init(KEY, BATCH))
+    params, state = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), (params, state))
+    objective.losses(params, state, BATCH, context(KEY, train=True))
+    assert len(keys) == 10  # two views: encoder, projector and predictor, and the target's two
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_spread_is_that_of_the_rows_with_weight():
+    objective = make(views=noise)
+    params, state = objective.init(KEY, BATCH)
+    still = make(views=lambda key, x: x)
+    whole = still.losses(params, state, {"x": A[:3]}, context(KEY, train=True))[1][1]["feature_std"]
+    padded = {"x": A, "weight": np.array([1, 1, 1, 0, 0], np.float32)}
+    np.testing.assert_allclose(
+        still.losses(params, state, padded, context(KEY, train=True))[1][1]["feature_std"], whole, rtol=1e-5
+    )
+    z = np.stack(forward({"model": params["model"], "projector": params["projector"]}, A[:3], False))
+    np.testing.assert_allclose(whole, z.std(0).mean(), rtol=1e-4)
