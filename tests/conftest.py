@@ -15,3 +15,4 @@ jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_C
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_cpu_enable_async_dispatch", False)  # see paradigms.mesh: eight devices on few threads

@@ -47,6 +47,7 @@ def together(folder, port, count, number, step, signum):
     """One of `count` processes that train together; process 1 is sent `signum` at `step`."""
     import jax
 
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     jax.distributed.initialize(f"127.0.0.1:{port}", count, number)
     import numpy as np
     import optax
