@@ -107,10 +107,10 @@ def launch(name: str, flags: Sequence[str], root: pathlib.Path = HERE) -> int:
             raise
         return fail(error, " (--debug shows the traceback)", "--debug" in flags)
     except Stopped as stopped:
-        print(f"{stopped}: {again(root, name, flags)}", file=sys.stderr)
+        print(f"{stopped}: {again(root, name, flags, stopped)}", file=sys.stderr)
         return 128 + stopped.signum
-    except KeyboardInterrupt:
-        print(f"interrupted; it goes on from what it had saved: {again(root, name, flags)}", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"interrupted; it goes on from what it had saved: {again(root, name, flags, stopped)}", file=sys.stderr)
         return 130
     metrics, published = result["metrics"], result["published"]
     rows = []
@@ -124,15 +124,11 @@ def launch(name: str, flags: Sequence[str], root: pathlib.Path = HERE) -> int:
     return 0
 
 
-def again(root: pathlib.Path, name: str, flags: Sequence[str]) -> str:
-    """The command that goes on with the run that these flags began."""
-    rest = list(flags)
-    if "--resume" in rest:
-        return shlex.join(["python", "-m", root.name, name, *rest])
-    out = pathlib.Path(rest[rest.index("--out") + 1]) if "--out" in rest[:-1] else Options().out
-    newest = max((out / name).glob("*/config.json"), key=lambda path: path.stat().st_mtime, default=None)
-    folder = "FOLDER" if newest is None else str(newest.parent)
-    return shlex.join(["python", "-m", root.name, name, *rest, "--resume", folder])
+def again(root: pathlib.Path, name: str, flags: Sequence[str], stopped: BaseException) -> str:
+    """The command that goes on with the run that `stopped` left; its folder is a note of it (see `execute`)."""
+    resumed = any(flag.partition("=")[0] == "--resume" for flag in flags)
+    folder = [] if resumed else ["--resume", *getattr(stopped, "__notes__", ["FOLDER"])[-1:]]
+    return shlex.join(["python", "-m", root.name, name, *flags, *folder])
 
 
 def expected(error: Exception) -> bool:

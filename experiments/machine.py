@@ -1,4 +1,4 @@
-"""What a run ran on, how long it compiled and how much memory it took."""
+"""What a run ran on, and how much memory it took."""
 
 import contextlib
 import importlib.metadata
@@ -6,13 +6,6 @@ import os
 import pathlib
 import platform
 import sys
-
-
-def compile_seconds():
-    """`paradigms.watch.compile_seconds`: a context of the seconds that jax has compiled so far."""
-    from paradigms import watch
-
-    return watch.compile_seconds()
 
 
 def peak_memory() -> dict[str, int]:

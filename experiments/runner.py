@@ -128,16 +128,22 @@ def execute(module: Any, name: str, config: Any, options: Options, root: pathlib
     from experiments import pages
     from paradigms import watch
     from paradigms.evaluation import interval
+    from paradigms.interrupt import Stopped
 
     with devices.using(options.mesh):
         folder = devices.agreed(lambda: open_folder(record, options))
         print(f"{name}: {folder}", file=sys.stderr)
         start = time.monotonic()
         watched = watching.watched(folder, name, settings, options.log, options.profile, options.debug)
-        with machine.compile_seconds() as compiled, watch.described(record), watched:
-            measured = {metric: np.asarray(values) for metric, values in module.run(config, folder).items()}
+        with watch.compile_seconds() as compiled, watch.described(record), watched:
+            try:
+                found = module.run(config, folder)
+            except (Stopped, KeyboardInterrupt) as stopped:
+                stopped.add_note(str(folder))  # where it goes on
+                raise
             compile_time = compiled()
     seconds = {"compile": compile_time, "run": time.monotonic() - start - compile_time}
+    measured = {metric: np.asarray(values) for metric, values in found.items()}
     metrics, arrays = {}, {metric: values for metric, values in measured.items() if values.ndim > 1}
     for metric in [metric for metric in measured if metric not in arrays]:
         mean, half = interval(measured[metric])

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command
-from experiments import catalog, machine, runner
+from experiments import catalog, runner
+from paradigms import watch
 
 EXPERIMENT = '''
     """Toy benchmark, in one line.
@@ -259,8 +260,11 @@ def test_a_stopped_run_says_the_command_that_goes_on(root, tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()[-1]
     command_line = f"python -m {root.name} toy.bench --rate 0.5 --fail stop --resume {folder}"
     assert said == f"stopped at step 20 of 40: {command_line}"
+    run(root, "--fail", "value")  # a newer run is not the one to go on with
     assert run(root, "--rate", "0.5", "--fail", "stop", "--resume", str(folder)) == 128 + 15
     assert capsys.readouterr().err.splitlines()[-1].endswith(command_line)
+    assert run(root, "--out=other", "--fail", "stop") == 128 + 15
+    assert capsys.readouterr().err.splitlines()[-1].endswith(str(only(tmp_path / "other" / "toy.bench").relative_to(tmp_path)))
 
 
 def test_an_unknown_name_gets_close_ones(root, capsys):
@@ -294,7 +298,7 @@ def test_help_shows_typed_and_documented_flags(root, capsys):
 
 def test_compile_seconds_counts_nested_traces_once():
     inner = jax.jit(lambda x: jnp.sin(x) * 2.5)
-    with machine.compile_seconds() as seconds:
+    with watch.compile_seconds() as seconds:
         start = time.monotonic()
         jax.jit(lambda x: inner(inner(x) + 1.5) + 3)(jnp.ones(3))
         taken = seconds()
