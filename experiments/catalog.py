@@ -1,10 +1,11 @@
 """Which experiments there are, what runs of them gave, and the table of both in the README.
 
 An experiment is a file ``<paradigm>/<benchmark>.py``, or ``tour.py``, with a docstring (its first line is the summary
-in the list), a frozen dataclass ``Config``, ``run(config, folder) -> {metric: number or list over seeds}``, and
-optionally ``PUBLISHED = {metric: {"mean": ..., "std": ..., "source": ...}}``, ``PROTOCOL = "..."`` and ``CHOICES``, the
-names of settings that choose among published protocols, all literals. Nothing but literals is read for the list, so it
-does not import jax.
+in the list), a frozen dataclass ``Config``, ``run(config, folder) -> {metric: number or list over seeds}``, where a
+number may be ``{"mean": ..., "interval95": ..., "tasks": n}``, its interval over the tasks of one run, and optionally
+``PUBLISHED = {metric: {"mean": ..., "std": ..., "source": ...}}``, ``PROTOCOL = "..."`` and ``CHOICES``, the names of
+settings that choose among published protocols, all literals. Nothing but literals is read for the list, so it does not
+import jax.
 
 It can be swept (``python -m experiments sweep <name>``) where it also has ``training(config) -> dict``, the arguments of
 `paradigms.sweep` but for the settings: "make", a function ``config -> Trainer`` whose floats may be traced, "source",

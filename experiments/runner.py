@@ -143,9 +143,14 @@ def execute(module: Any, name: str, config: Any, options: Options, root: pathlib
                 raise
             compile_time = compiled()
     seconds = {"compile": compile_time, "run": time.monotonic() - start - compile_time}
-    measured = {metric: np.asarray(values) for metric, values in found.items()}
+    # a number whose interval is not over runs, but over the tasks of one, comes with it
+    known = {metric: {**value, "values": [value["mean"]]} for metric, value in found.items() if isinstance(value, dict)}
+    measured = {metric: np.asarray(values) for metric, values in found.items() if metric not in known}
     metrics, arrays = {}, {metric: values for metric, values in measured.items() if values.ndim > 1}
-    for metric in [metric for metric in measured if metric not in arrays]:
+    for metric in [metric for metric in found if metric not in arrays]:
+        if metric in known:
+            metrics[metric] = known[metric]
+            continue
         mean, half = interval(measured[metric])
         metrics[metric] = {"mean": mean, "interval95": half, "values": np.atleast_1d(measured[metric])}
     result = {"experiment": name, "protocol": getattr(module, "PROTOCOL", ""), "config": settings, "metrics": metrics}

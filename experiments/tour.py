@@ -1,4 +1,4 @@
-"""A tour of the paradigms on scikit-learn's handwritten digits: one network, seven ways to train it.
+"""A tour of the paradigms on scikit-learn's handwritten digits: one network, eight ways to train it.
 
 Paper:     none; each method's is named where it is defined.
 Protocol:  1,797 images 8x8, a fixed stratified split into training, validation and test; an MLP 64-64-64 throughout. Test
@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 import paradigms as pd
+from experiments.meta import digits as few_shot
 from experiments.runner import require
 from paradigms import data, fit, logging, nn
 from paradigms.evaluation import evaluate
@@ -139,15 +140,10 @@ def multitask(config, digits, folder):
 
 
 def meta(config, digits, folder):
-    """Three of the digits 6 to 9 from five examples each, after meta-learning on episodes of the digits 0 to 5."""
-    seen, unseen = ({k: v[(digits.train["y"] < 6) == low] for k, v in digits.train.items()} for low in (True, False))
-    shape = {"ways": 3, "shots": 5, "queries": 10}
-    model = pd.from_nnx(lambda rngs: nn.MLP(64, (64, 64), 3, mean=digits.mean, std=digits.std, rngs=rngs))
-    objective = pd.maml(pd.supervised(model), optax.sgd(0.1), steps=3)
-    trainer, state = train(config, objective, data.episodes(seen, **shape, tasks=16), 250)
-    test = data.episodes(unseen, **shape, tasks=100).batch(jax.random.key(1), 0)
-    logits = np.asarray(trainer.predict(state, test)["logits"])
-    return {"meta/unseen digits, 3-way 5-shot": np.mean(np.argmax(logits, -1) == np.ravel(test["query"]["y"]), -1)}
+    """Three of the digits 6 to 9 from five examples each, learnt on the digits 0 to 5: part of ``meta.digits``."""
+    learners = few_shot.learners(few_shot.Config(updates=250), digits)
+    chosen = {name: learners[name] for name in ("maml", "prototypical")}
+    return {f"meta/{name}": few_shot.score(learner, digits, folder / name, config.seeds) for name, learner in chosen.items()}
 
 
 def continual(config, digits, folder):

@@ -7,7 +7,18 @@ from paradigms.export import artefact, save_model
 from paradigms.fit import Run, fit
 from paradigms.interrupt import Stopped, stopping
 from paradigms.mesh import make_mesh
-from paradigms.meta import maml
+from paradigms.meta import (
+    adapt,
+    attention,
+    episodic,
+    evaluate_episodes,
+    few_shot,
+    fine_tuned,
+    maml,
+    prototypes,
+    reptile,
+    ridge,
+)
 from paradigms.model import Model, from_functions, from_linen, from_nnx
 from paradigms.multitask import multitask, pcgrad
 from paradigms.network import Network, load_run
@@ -60,6 +71,15 @@ __all__ = [
     "load_run",
     "log_uniform",
     "maml",
+    "adapt",
+    "attention",
+    "episodic",
+    "evaluate_episodes",
+    "few_shot",
+    "fine_tuned",
+    "prototypes",
+    "reptile",
+    "ridge",
     "multitask",
     "one_by_one",
     "optuna_search",

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 import paradigms as pd
+from paradigms import meta
 from paradigms.data import Source
 
 
@@ -51,15 +52,27 @@ def byol(momentum=0.9):
     return pd.byol(NET, noise, PROJECTOR, PREDICTOR, momentum)
 
 
-LEAVES: dict[str, Callable[[], pd.Objective]] = {"supervised": supervised, "byol": byol}
+LEAVES: dict[str, Callable[[], pd.Objective]] = {
+    "supervised": supervised,
+    "byol": byol,
+    "episodic": lambda: pd.episodic(NET, pd.prototypes(3)),
+    "ridge": lambda: pd.episodic(NET, pd.ridge(3)),
+}
+EPISODIC = {"episodic", "ridge"}  # their batches are episodes
 
 
 class Transform(NamedTuple):
-    """``wrap: child -> objective``; ``degenerate: child -> objective`` that equals the child; whether it eats episodes."""
+    """``wrap: child -> objective``; ``degenerate: child -> objective`` that equals the child, or None where no setting does;
+    whether it eats episodes."""
 
     wrap: Callable[[pd.Objective], pd.Objective]
-    degenerate: Callable[[pd.Objective], pd.Objective]
+    degenerate: Callable[[pd.Objective], pd.Objective] | None
     episodes: bool = False
+
+
+def _first_order(child, steps):
+    rates, hypergradient = meta.per_parameter(), meta.first_order()
+    return pd.maml(child, optax.sgd(1.0), steps, rates=rates, hypergradient=hypergradient)
 
 
 TRANSFORMS = {
@@ -67,6 +80,26 @@ TRANSFORMS = {
         lambda o: pd.adversarial(o, pd.pgd(pd.linf(0.1), 2)), lambda o: pd.adversarial(o, pd.pgd(pd.linf(0.0), 2))
     ),
     "maml": Transform(lambda o: pd.maml(o, optax.sgd(0.1), 1), lambda o: pd.maml(o, optax.sgd(0.1), 0), episodes=True),
+    "meta_sgd": Transform(lambda o: _first_order(o, 1), lambda o: _first_order(o, 0), episodes=True),
+    "implicit": Transform(
+        lambda o: pd.maml(o, optax.sgd(0.1), 2, hypergradient=meta.implicit(1.0), adapts=meta.only("head")), None, episodes=True
+    ),
+    "maml++": Transform(
+        lambda o: pd.maml(
+            o,
+            optax.sgd(1.0),
+            2,
+            hypergradient=meta.annealed(2),
+            rates=meta.per_tensor_and_step(0.1, 2),
+            step_losses=meta.multi_step(2, 4),
+            normalisation=meta.per_step(2),
+        ),
+        None,
+        episodes=True,
+    ),
+    "reptile": Transform(lambda o: pd.reptile(o, optax.sgd(0.1), 2, batch_size=2), None, episodes=True),
+    "few_shot": Transform(lambda o: pd.few_shot(o, pd.prototypes(3)), lambda o: pd.few_shot(o, pd.prototypes(3))),
+    "fine_tuned": Transform(lambda o: pd.fine_tuned(o, optax.sgd(0.1), 2, 3), lambda o: pd.fine_tuned(o, optax.sgd(0.1), 2, 3)),
     "rehearsal": Transform(lambda o: pd.rehearsal(o, pd.reservoir(16)), lambda o: pd.rehearsal(o, pd.reservoir(16), size=0)),
     "ewc": Transform(lambda o: pd.ewc(o, 10.0), lambda o: pd.ewc(o, 0.0)),
     "multitask": Transform(lambda o: pd.multitask({"a": o, "b": o}), lambda o: pd.multitask({"a": o})),
@@ -108,13 +141,34 @@ COMPOSITIONS = [
     ("penalised", "maml", "supervised"),
     ("ewc", "rehearsal", "adversarial", "supervised"),
     ("averaged", "multitask", "ewc", "supervised"),
+    ("adversarial", "episodic"),
+    ("rehearsal", "episodic"),
+    ("multitask", "episodic"),
+    ("ewc", "ridge"),
+    ("rehearsal", "reptile", "supervised"),
+    ("reptile", "adversarial", "supervised"),
+    ("adversarial", "implicit", "supervised"),
+    ("implicit", "ewc", "supervised"),
+    ("maml++", "byol"),
+    ("ewc", "maml++", "supervised"),
+    ("few_shot", "ewc", "supervised"),
+    ("maml", "fine_tuned", "supervised"),
 ]
+
+
+def _fits(*path: str) -> bool:
+    """Whether each part is given the batches it understands: episodes are eaten once, and by nothing that wants examples."""
+    eaters = [name for name in path if name in EPISODIC or (name in TRANSFORMS and TRANSFORMS[name].episodes)]
+    answers = [i for i, name in enumerate(path) if name in ("few_shot", "fine_tuned")]
+    return len(eaters) <= 1 and not any(name in eaters for i in answers for name in path[i:]) and len(answers) <= 1
+
+
 PRODUCT = [
     (outer, inner, leaf)
     for outer in TRANSFORMS
     for inner in TRANSFORMS
     for leaf in LEAVES
-    if outer != inner and (outer, inner, leaf) not in COMPOSITIONS
+    if outer != inner and (outer, inner, leaf) not in COMPOSITIONS and _fits(outer, inner, leaf)
 ]
 ALONE = [(leaf,) for leaf in LEAVES] + [(name, "supervised") for name in TRANSFORMS]
 
@@ -128,9 +182,10 @@ def build(path: tuple[str, ...]) -> pd.Objective:
 
 
 def batch_for(path: tuple[str, ...], size: int = 8, seed: int = 0) -> dict:
-    """A batch of `size` rows: examples, or tasks of three examples where the path has a meta-learner."""
+    """A batch of `size` rows: examples, or tasks of three examples where the path eats episodes."""
     rng = np.random.default_rng(seed)
-    lead = (size, 3) if any(name in TRANSFORMS and TRANSFORMS[name].episodes for name in path) else (size,)
+    eats = [name in EPISODIC or (name in TRANSFORMS and TRANSFORMS[name].episodes) for name in path]
+    lead = (size, 3) if any(eats) else (size,)
 
     def examples():
         return {

@@ -35,7 +35,7 @@ class Config:
     seeds: int = 5
     """Runs of each network, trained together."""
     mlp_epochs: int = 20
-    cnn_epochs: int = 10
+    cnn_epochs: int = 16
     batch_size: int = 128
     learning_rate: float = 2e-3
     """Highest rate of a one-cycle schedule with AdamW."""
@@ -96,7 +96,7 @@ def make(config: Config, fashion: data.Data, network: str, steps: int) -> pd.Tra
     inputs: dict[str, Any] = {"mean": fashion.mean, "std": fashion.std}
     networks = {
         "mlp": lambda rngs: nn.MLP(784, (256, 256), dropout=0.1, **inputs, rngs=rngs),
-        "cnn": lambda rngs: nn.SmallCNN(dropout=0.3, **inputs, rngs=rngs),
+        "cnn": lambda rngs: nn.SmallCNN(channels=(32, 64, 128), dropout=0.2, **inputs, rngs=rngs),
     }
     objective = pd.averaged(pd.supervised(pd.from_nnx(networks[network]), pd.cross_entropy(config.smoothing)), config.decay)
     schedule = optax.schedules.cosine_onecycle_schedule(steps, config.learning_rate, pct_start=0.2)

@@ -117,4 +117,6 @@ def ewc(child: Objective, weight: float, importance: Importance = exact_fisher, 
 
 def _grown(importance: jax.Array, shape: tuple) -> jax.Array:
     """The importance of params that grew at their ends (new classes, new units): nothing is known of what is new."""
+    if importance.shape == shape:  # scalars cannot be padded
+        return importance
     return jnp.pad(importance, [(0, after - before) for before, after in zip(importance.shape, shape, strict=True)])

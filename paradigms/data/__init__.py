@@ -3,8 +3,10 @@
 from paradigms.data.augment import crop, cutout, flip, random_resized_crop, rotate, translate
 from paradigms.data.bind import bind
 from paradigms.data.checks import check_arrays
+from paradigms.data.classes import by_class
 from paradigms.data.colour import blur, colour_jitter, greyscale, solarise
-from paradigms.data.episodes import episodes
+from paradigms.data.episodes import ClassDraw, episodes, turned, turned_apart, unturned
+from paradigms.data.families import sinusoids, task_family
 from paradigms.data.imperfect import few_labels, imbalance, label_flips, label_noise
 from paradigms.data.load import Data, load
 from paradigms.data.order import locate, order
@@ -15,6 +17,7 @@ from paradigms.data.stream import Stream, stream
 from paradigms.data.transforms import augment, chain, cutmix, mixup, pixels
 
 __all__ = [
+    "ClassDraw",
     "Data",
     "Source",
     "Stream",
@@ -22,6 +25,7 @@ __all__ = [
     "batches",
     "bind",
     "blur",
+    "by_class",
     "chain",
     "check_arrays",
     "colour_jitter",
@@ -45,10 +49,15 @@ __all__ = [
     "random_resized_crop",
     "resident",
     "rotate",
+    "sinusoids",
     "solarise",
     "stacked",
     "stream",
+    "task_family",
     "translate",
     "trivial_augment",
+    "turned",
+    "turned_apart",
+    "unturned",
     "windows",
 ]

@@ -97,7 +97,7 @@ def load(
     for split in (train, held_out, test):
         for leaf in split.values():
             leaf.setflags(write=False)  # maps of cached files are: what comes of a load must not depend on the cache
-    mean, std = _moments(train.get("x"))
+    mean, std = moments(train.get("x"))
     return Data(name, train, held_out, test, facts["classes"], tuple(facts["class_names"]), mean, std)
 
 
@@ -197,7 +197,7 @@ def _hold(split, count, seed):
     return tuple({name: leaf[rows] for name, leaf in split.items()} for rows in (kept, held_out))
 
 
-def _moments(x):
+def moments(x):
     """Mean and standard deviation over all axes but the last, in pieces; pixels in units of 255."""
     if x is None or len(x) == 0:
         return (), ()

@@ -1,19 +1,39 @@
-"""Model-agnostic meta-learning."""
+"""Model-agnostic meta-learning: params from which a few inner steps on a task's support set answer its query set."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from paradigms.batch import rows, weighted_mean
-from paradigms.objective import Objective, concrete, merge, total
+from paradigms.meta import inner as loops
+from paradigms.meta import tasks
+from paradigms.meta.hypergradients import Hypergradient, unrolled
+from paradigms.meta.normalisation import Normalisation, threaded
+from paradigms.meta.parts import Part, everything, select
+from paradigms.meta.rates import Rates
+from paradigms.objective import Objective, concrete, hide, own
 
 
-def maml(child: Objective, inner: optax.GradientTransformation, steps: int = 1) -> Objective:
+def maml(
+    child: Objective,
+    inner: optax.GradientTransformation,
+    steps: int = 1,
+    *,
+    hypergradient: Hypergradient | None = None,
+    adapts: Part | None = None,
+    rates: Rates | None = None,
+    step_losses: Callable[[jax.Array], jax.Array] | None = None,
+    normalisation: Normalisation | None = None,
+    name: str = "maml",
+) -> Objective:
     """Params from which a few gradient steps on a task's support set do well on its query set (Finn et al., 2017, eq. 1).
 
     theta_0 = theta, theta_k = theta_{k-1} - inner(grad L_support(theta_{k-1})); the loss is the mean over tasks of
-    L_query(theta_K), differentiated through all the steps. Each step is recomputed in the backward pass, so memory does
-    not grow with their number.
+    L_query(theta_K), differentiated through the steps. Support losses are means over examples; a rate that was published
+    for their sum over the classes is to be multiplied by the number of classes.
 
     A batch is an episode: ``{"support": batch, "query": batch}`` under a leading axis of tasks. Each task has keys of its
     own. The child's state threads through a task's steps; over tasks, batch statistics are averaged and the rest stays.
@@ -21,69 +41,123 @@ def maml(child: Objective, inner: optax.GradientTransformation, steps: int = 1) 
 
     Args:
       child: any objective.
-      inner: the inner optimizer. Its second derivative must exist: ``optax.sgd`` has it, Adam only with ``eps_root > 0``.
-      steps: inner steps, 0 or more; 0 is the child on the query set.
+      inner: the inner optimizer.
+      steps: inner steps, 0 or more; 0 is the child on the query set. It may be a traced integer where nothing is
+        differentiated, as in `evaluate_episodes`.
+      hypergradient: how the derivative is taken: `unrolled` (default), `first_order`, `truncated`, `annealed` (MAML++),
+        `implicit` (iMAML).
+      adapts: what the inner steps change: `everything` (default), `only("head")` (ANIL), `without("head")` (BOIL),
+        `reset(only("context"))` (CAVIA).
+      rates: learned rates: `per_parameter` (Meta-SGD), `per_tensor_and_step` (MAML++). None: the optimizer's own.
+      step_losses: ``update -> (steps,)`` weights of the query losses after each step, as `multi_step` gives (MAML++);
+        None is the loss after the last.
+      normalisation: `threaded` (default), `support_statistics`, `per_step` (MAML++).
+      name: the slot of ``params`` and ``state`` that holds the rates and the statistics of steps, if there are any.
+
+    Raises:
+      ValueError: steps is negative, or 0 with step_losses; rates with an implicit hypergradient; (at init) the batch is no
+        episode, nothing adapts, or the inner optimizer has no finite second derivative where a gradient is zero, such as
+        Adam without ``eps_root``.
     """
-    if steps < 0:
-        raise ValueError(f"steps={steps}: must be 0 or more")
-    inner = optax.with_extra_args_support(inner)
-
-    def adapt(params, state, support, ctx):
-        fixed = {name: slot for name, slot in params.items() if name == "taps"}
-
-        @jax.checkpoint
-        def step(carry, i):
-            fast, state, opt_state = carry
-
-            def loss(fast):
-                values, (new, _) = child.losses({**fast, **fixed}, state, support, ctx.fold(i))
-                return total(values), new
-
-            (value, state), grads = jax.value_and_grad(loss, has_aux=True)(fast)
-            updates, opt_state = inner.update(grads, opt_state, fast, value=value, grad=grads, value_fn=lambda p: loss(p)[0])
-            return (optax.apply_updates(fast, updates), state, opt_state), None
-
-        fast = {name: slot for name, slot in params.items() if name != "taps"}
-        (fast, state, _), _ = jax.lax.scan(step, (fast, state, inner.init(fast)), jnp.arange(steps))
-        return {**fast, **fixed}, state
-
-    def each(function, batch):
-        episodes = {"support": batch["support"], "query": batch["query"]}
-        return jax.vmap(function)(jnp.arange(rows(episodes)), episodes)
+    if concrete(steps):
+        steps = int(steps)
+        if steps < (0 if step_losses is None else 1):
+            raise ValueError(f"steps={steps}: must be 0 or more, with step_losses 1 or more")
+    hypergradient = unrolled() if hypergradient is None else hypergradient
+    if rates is not None and not hypergradient.of_steps:
+        raise ValueError("rates: an implicit gradient does not depend on the steps and teaches them nothing; leave rates out")
+    adapts, normalisation = adapts or everything(), normalisation or threaded()
+    how = loops.Inner(inner, adapts, rates, normalisation)
+    inside = hide(child, name)
 
     def init(key, batch):
-        for part in ("support", "query"):
-            if part not in batch:
-                raise ValueError(f'batch: maml needs {{"support": ..., "query": ...}} and got leaves {sorted(batch)}')
-            if all(map(concrete, jax.tree.leaves(batch[part]))):  # the values of all tasks, not of the first alone
-                examples = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch[part])
-                jax.eval_shape(lambda key, examples=examples: child.init(key, examples), key)
-        return child.init(key, jax.tree.map(lambda leaf: leaf[0], batch["query"]))
+        params, state = tasks.init("maml", child, key, batch)
+        fast = select(params, adapts)
+        if hypergradient.second_order and steps:
+            loops.check_differentiable(inner, fast)
+        learned, kept = loops.init(how, key, params, state)
+        return own(params, name, learned) if learned else params, own(state, name, kept) if kept else state
+
+    def adaptation(params, state):
+        """The learned values, and ``(support, ctx) -> (Loop, Carry)``."""
+        learned, kept = params.get(name, {}), state.get(name, {})
+        params, state = ({k: v for k, v in part.items() if k != name} for part in (params, state))
+        start = loops.problem(child, how, params, learned, state, kept)
+
+        def answering(carry, support, ctx):
+            seen, at = loops.enter(how, params, learned, carry)
+            if normalisation.of_support:  # once more, under the adapted params
+                _, (at, _) = child.losses(seen, at, support, ctx.fold("statistics"))
+            return seen, at
+
+        return start, answering
 
     def losses(params, state, batch, ctx):
-        def one(i, episode):
-            here = ctx.fold(i)
-            fast, adapted = adapt(params, state, episode["support"], here.fold("support"))
-            values, (adapted, aux) = child.losses(fast, adapted, episode["query"], here.fold("query"))
-            return values, adapted, {name: value for name, value in aux.items() if name != "per_example"}
+        start, answering = adaptation(params, state)
 
-        values, states, aux = each(one, batch)
-        values, aux = ({name: weighted_mean(v, batch) for name, v in part.items()} for part in (values, aux))
-        return values, (merge(state, states), aux)
+        def one(ctx, episode):
+            support, here = ctx.fold("support"), ctx.fold("query")
+            here = dataclasses.replace(here, train=here.train and not normalisation.of_support)
+
+            def answer(carry):
+                seen, at = answering(carry, episode["support"], support)
+                values, (new, aux) = child.losses(seen, at, episode["query"], here)
+                return values, (new, normalisation.leave(carry.made, new, carry.kept)), tasks.scalars(aux)
+
+            loop, carry = start(episode["support"], support, steps)
+            if step_losses is None:
+                return answer(hypergradient.run(loop, carry, None)[0])
+            values, *rest = hypergradient.run(loop, carry, answer)[1]
+            weights = step_losses(ctx.step)
+            return {key: weights @ value for key, value in values.items()}, *jax.tree.map(lambda leaf: leaf[-1], rest)
+
+        values, (states, kept), aux = tasks.each(one, batch, ctx)
+        values, (new, aux) = tasks.mean_over_tasks((values, states, aux), state, batch)
+        if name in state:
+            new = {**new, name: jax.tree.map(lambda leaf: jnp.mean(leaf, 0), kept)}
+        return values, (new, aux)
 
     def predict(params, state, batch, ctx):
-        def one(i, episode):
-            here = ctx.fold(i)
-            train = type(here)(here.key, here.step, here.task, train=True)
-            fast, adapted = adapt(params, state, episode["support"], train.fold("support"))
-            return child.predict(fast, adapted, episode["query"], here.fold("query"))[0]
+        tasks.require("maml", batch)
+        start, answering = adaptation(params, state)
 
-        outputs = each(one, batch)
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs), state
+        def one(ctx, episode):
+            support = dataclasses.replace(ctx.fold("support"), train=True)
+            loop, carry = start(episode["support"], support, steps)
+            carry, _ = hypergradient.run(loop, carry, None)
+            return child.predict(*answering(carry, episode["support"], support), episode["query"], ctx.fold("query"))[0]
+
+        return tasks.flat(tasks.each(one, batch, ctx)), state
 
     def boundary(params, state, batches, ctx, event):
         # the child sees the query sets of all the tasks as its stacked batches
-        query = None if batches is None else jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batches["query"])
-        return child.boundary(params, state, query, ctx, event)
+        return inside.boundary(params, state, None if batches is None else tasks.flat(batches["query"]), ctx, event)
 
-    return Objective(init, losses, predict, child.after, boundary)
+    return Objective(init, losses, predict, inside.after, boundary)
+
+
+def multi_step(steps: int, over: int, every: int = 1) -> Callable[[jax.Array], jax.Array]:
+    """Weights of the losses after each inner step, annealed to the last one alone (Antoniou et al., 2019, section 4).
+
+    At epoch e of E: w_i = max(1/K - e / (K E), 0.03 / K) for i < K, w_K = min(1/K + e (K - 1) / (K E), 1 - (K - 1) 0.03 / K);
+    from epoch E on the last alone.
+
+    Args:
+      steps: K, inner steps.
+      over: E, epochs until only the last loss counts.
+      every: updates an epoch.
+
+    Returns:
+      ``update -> (steps,)`` float32.
+    """
+    if min(steps, over, every) < 1:
+        raise ValueError(f"steps={steps}, over={over}, every={every}: must be 1 or more")
+
+    def weights(update: Any) -> jax.Array:
+        epoch = update // every
+        early = jnp.maximum(1 / steps - epoch / (steps * over), 0.03 / steps)
+        last = jnp.minimum(1 / steps + epoch * (steps - 1) / (steps * over), 1 - (steps - 1) * 0.03 / steps)
+        annealing = jnp.append(jnp.full(steps - 1, early), last)
+        return jnp.where(epoch < over, annealing, jnp.append(jnp.zeros(steps - 1), 1.0))
+
+    return weights

@@ -1,7 +1,7 @@
 """The parts every network shares: input normalisation, convolution and normalisation layers, pooling, the chain.
 
 A normalisation layer is an argument of the networks: a function ``norm(features, dtype=..., rngs=...)`` that returns a
-module. ``batch_norm``, ``current_batch_norm``, ``group_norm`` and ``no_norm`` are four.
+module. ``batch_norm``, ``current_batch_norm``, ``last_batch_norm``, ``group_norm`` and ``no_norm`` are five.
 """
 
 import inspect
@@ -164,16 +164,46 @@ class CurrentBatchNorm(nnx.Module):
         """Normalise (..., features) over all other axes."""
         axes, channels = tuple(range(x.ndim - 1)), (1,) * (x.ndim - 1) + (-1,)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        factor = lax.rsqrt(wide.var(axes, keepdims=True) + self.epsilon)
+        mean, var = self.statistics(wide.mean(axes), wide.var(axes))
+        factor = lax.rsqrt(var.reshape(channels) + self.epsilon)
         if self.scale is not None:
             factor = factor * self.scale[...].reshape(channels)
-        wide = (wide - wide.mean(axes, keepdims=True)) * factor + self.bias[...].reshape(channels)
+        wide = (wide - mean.reshape(channels)) * factor + self.bias[...].reshape(channels)
         return wide.astype(self.dtype or x.dtype)
+
+    def statistics(self, mean, var):
+        """What normalises, from the mean and the variance of the batch at hand."""
+        return mean, var
+
+
+class LastBatchNorm(CurrentBatchNorm):
+    """Batch normalisation whose statistics in evaluation are those of the last training batch, with their derivative.
+
+    With `paradigms.meta.support_statistics` the queries of a task are normalised by its support set, and the meta-gradient
+    goes through the statistics. (``nnx.BatchNorm`` of momentum 0 keeps the same numbers and cuts their derivative.)
+    """
+
+    def __init__(self, features, *, epsilon=1e-5, use_scale=True, dtype=None, rngs=None):
+        super().__init__(features, epsilon=epsilon, use_scale=use_scale, dtype=dtype, rngs=rngs)
+        self.mean, self.var = nnx.BatchStat(jnp.zeros(features)), nnx.BatchStat(jnp.ones(features))
+        self.use_running_average = False
+
+    def statistics(self, mean, var):
+        """Those of the batch at hand, which are kept, or in evaluation the ones kept."""
+        if self.use_running_average:
+            return self.mean[...], self.var[...]
+        self.mean[...], self.var[...] = mean, var
+        return mean, var
 
 
 def current_batch_norm(features, *, dtype=None, rngs=None):
     """:class:`CurrentBatchNorm` as a ``norm`` argument."""
     return CurrentBatchNorm(features, dtype=dtype, rngs=rngs)
+
+
+def last_batch_norm(features, *, dtype=None, rngs=None):
+    """:class:`LastBatchNorm` as a ``norm`` argument."""
+    return LastBatchNorm(features, dtype=dtype, rngs=rngs)
 
 
 def group_norm(features, *, groups=8, dtype=None, rngs):
