@@ -57,7 +57,8 @@ EXPERIMENT = '''
         if config.fail == "bug":
             raise KeyError("bug")
         (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": [1.0, 2.0]}\\n')
-        return {"accuracy": np.arange(config.seeds) / 2, "loss": float("nan"), "confusion": np.eye(2)}
+        few = {"mean": 0.9, "interval95": 0.01, "tasks": 600}
+        return {"accuracy": np.arange(config.seeds) / 2, "loss": float("nan"), "few": few, "confusion": np.eye(2)}
 '''
 
 
@@ -127,7 +128,8 @@ def test_a_run_writes_its_configuration_result_and_report(root, tmp_path, capsys
     assert accuracy["values"] == [0.0, 0.5, 1.0]
     assert accuracy["interval95"] == pytest.approx(4.302653 * 0.5 / np.sqrt(3), rel=1e-6)
     assert result["metrics"]["loss"] == {"mean": None, "interval95": None, "values": [None]}
-    assert sorted(result["metrics"]) == ["accuracy", "loss"]
+    assert result["metrics"]["few"] == {"mean": 0.9, "interval95": 0.01, "tasks": 600, "values": [0.9]}
+    assert sorted(result["metrics"]) == ["accuracy", "few", "loss"]
     assert result["published"]["accuracy"]["source"] == "Table 1"
     assert result["device"].startswith(jax.default_backend())
     assert result["versions"]["jax"] == jax.__version__

@@ -6,7 +6,7 @@ Protocol:  1623 characters in 28x28, 1100 / 100 / 423 for training / validation 
            are turned by a random quarter. 600 test tasks with as many queries as shots, answered together (transductive,
            as published for MAML) and one by one (inductive); last weights; interval over tasks. "paper" has the papers'
            meta-batches, numbers of updates and rates; "short" is what two CPU cores do in under 15 minutes a method:
-           16 tasks and 6,000 updates under a falling rate, prototypical networks with 20 ways.
+           16 tasks and 3,000 updates under a falling rate, prototypical networks with 20 ways and strides.
 Command:   python -m experiments meta.omniglot; python -m experiments meta.omniglot --tier paper --methods maml first_order ...
 Hardware:  short: 2 CPU cores; paper: a GPU.
 Published: 5-way 1-shot MAML 0.987, prototypical networks 0.988; see PUBLISHED for the rest (copied from the papers, some
@@ -111,7 +111,7 @@ def learner(config: Config, characters: data.Data, method: str) -> Learner:
     child = pd.supervised(_network(config))
     at = lambda steps: pd.maml(child, inner, steps, **kin)
     tasks = 16 if not paper or not five else 32
-    updates = 60_000 if paper else 6_000
+    updates = 60_000 if paper else 3_000
     optimizer = optax.adam(1e-3) if paper else optax.adam(optax.schedules.cosine_decay_schedule(2e-3, updates))
     tested = (reported, *(k for k in (0, 1, 3, 5, 10) if k != reported))
     return Learner(at(steps), optimizer, _episodes(config, characters, tasks), updates, at, tested)
@@ -150,7 +150,7 @@ def _protonet(config: Config, characters: data.Data) -> Learner:
     """Pooling rather than strides, running statistics, more ways in training than in the test."""
     paper = config.tier == "paper"
     model = pd.from_nnx(lambda rngs: nn.Conv4(classes=0, pool=paper, norm=nn.batch_norm, rngs=rngs))
-    ways, updates = (60, 20_000) if paper else (20, 4_000)
+    ways, updates = (60, 20_000) if paper else (20, 1_500)
     source = _episodes(config, characters, 1 if paper else 4, ways=ways, queries=5)
     schedule = optax.schedules.exponential_decay(1e-3, 2_000 if paper else updates // 4, 0.5, staircase=True)
     trained, tested = (pd.episodic(model, pd.prototypes(n)) for n in (ways, config.ways))

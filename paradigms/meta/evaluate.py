@@ -107,7 +107,8 @@ def evaluate_episodes(
 
         if isinstance(learner, Objective):
             return of(learner)
-        return jax.lax.map(lambda k: of(learner(k)), jnp.asarray(steps))
+        make: Callable[[Any], Objective] = learner
+        return jax.lax.map(lambda k: of(make(k)), jnp.asarray(steps))
 
     every = measure if runs is None else lambda state, *rest: jax.lax.map(lambda one: measure(one, *rest), state)
     program = jax.jit(every)

@@ -35,11 +35,12 @@ def unrolled(checkpoint: bool = True) -> Hypergradient:
 
     Args:
       checkpoint: recompute each step in the backward pass, so that memory hardly grows with the steps; it costs one
-        more forward and backward pass of the support set.
+        more forward and backward pass of the support set a step. A single step is never recomputed.
     """
 
     def run(loop, carry, observe):
-        return _steps(loop.step, carry, 0, loop.steps, observe, jax.checkpoint if checkpoint else lambda step: step)
+        many = not isinstance(loop.steps, int) or loop.steps > 1
+        return _steps(loop.step, carry, 0, loop.steps, observe, jax.checkpoint if checkpoint and many else lambda step: step)
 
     return Hypergradient(run, second_order=True)
 
