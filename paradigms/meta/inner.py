@@ -158,5 +158,6 @@ def check_differentiable(optimizer: optax.GradientTransformation, fast: Tree) ->
     if all(map(concrete, slopes)) and not all(np.isfinite(slope).all() for slope in slopes):
         raise ValueError(
             "inner: the derivative of its update is not finite where a gradient is zero, so the meta-gradient would be NaN; "
-            "give Adam and its kin eps_root, as in optax.adam(rate, eps_root=1e-8), or take first_order() or implicit()"
+            "give Adam and its kin eps_root, as in optax.adam(rate, eps_root=1e-8), clip by element (optax.clip), not by the "
+            "global norm, or take first_order() or implicit()"
         )

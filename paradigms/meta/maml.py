@@ -71,6 +71,8 @@ def maml(
     inside = hide(child, name)
 
     def init(key, batch):
+        if not isinstance(steps, int):
+            raise ValueError("steps: is traced; training needs an int, and only predictions take a traced number of steps")
         params, state = tasks.init("maml", child, key, batch)
         fast = select(params, adapts)
         if hypergradient.second_order and steps:
@@ -109,6 +111,8 @@ def maml(
                 return answer(hypergradient.run(loop, carry, None)[0])
             values, *rest = hypergradient.run(loop, carry, answer)[1]
             weights = step_losses(ctx.step)
+            if weights.shape != (steps,):
+                raise ValueError(f"step_losses: gives weights of shape {weights.shape} for steps={steps}; give one a step")
             return {key: weights @ value for key, value in values.items()}, *jax.tree.map(lambda leaf: leaf[-1], rest)
 
         values, (states, kept), aux = tasks.each(one, batch, ctx)

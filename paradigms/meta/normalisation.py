@@ -45,9 +45,15 @@ def support_statistics() -> Normalisation:
     """Queries are normalised by the statistics of the support set, in training and when predicting (inductive).
 
     After the last step the support set passes once more, through the adapted params, and sets the statistics; the queries
-    then pass in evaluation mode, without dropout. For layers that keep the last batch's statistics: ``nn.last_batch_norm``.
+    then pass in evaluation mode, without dropout. It is for layers that keep the last batch's statistics,
+    ``nn.last_batch_norm``; running averages (``nn.batch_norm``) the support set only moves a little.
     """
-    return threaded()._replace(of_support=True)
+
+    def init(params, state):
+        _kept(state, "nn.last_batch_norm for support_statistics")
+        return {}, {}
+
+    return threaded()._replace(init=init, of_support=True)
 
 
 def per_step(steps: int) -> Normalisation:
@@ -63,9 +69,7 @@ def per_step(steps: int) -> Normalisation:
         raise ValueError(f"steps={steps}: must be 0 or more, the inner steps of training")
 
     def init(params, state):
-        kept = pick(state.get("model", {}), _floats)
-        if not kept:
-            raise ValueError("normalisation: the network keeps no statistics; build it with norm=nn.batch_norm for per_step")
+        kept = _kept(state, "nn.batch_norm for per_step")
         layers = {tuple(key.key for key in path[:-1]) for path, _ in jax.tree.leaves_with_path(kept)}
         own = pick(params, lambda path, leaf: path[0] == "model" and path[1:-1] in layers)
         return tuple(jax.tree.map(lambda leaf: jnp.stack([leaf] * (steps + 1)), part) for part in (own, kept))
@@ -79,6 +83,13 @@ def per_step(steps: int) -> Normalisation:
         return jax.tree.map(lambda stack, leaf: stack.at[jnp.minimum(i, steps)].set(leaf), kept, new)
 
     return Normalisation(init, enter, leave)
+
+
+def _kept(state: Tree, norm: str) -> Tree:
+    kept = pick(state.get("model", {}), _floats)
+    if not kept:
+        raise ValueError(f"normalisation: the network keeps no statistics; build it with norm={norm}")
+    return kept
 
 
 def _floats(path: tuple[str, ...], leaf: jax.Array) -> bool:

@@ -43,7 +43,8 @@ def per_tensor_and_step(rate: float, steps: int) -> Rates:
 
     Args:
       rate: where they start.
-      steps: inner steps of training. Steps beyond them, in an evaluation, take the last of the steps + 1 rates.
+      steps: inner steps of training. Steps beyond them, in an evaluation, take the last of the steps + 1 rates,
+        which training never uses and so stays `rate`.
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: must be 1 or more, the inner steps of training")

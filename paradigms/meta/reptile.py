@@ -32,13 +32,14 @@ def reptile(
 
     Args:
       child: any objective.
-      inner: the inner optimizer; the paper's is Adam without momentum, ``optax.adam(1e-3, b1=0)``.
+      inner: the inner optimizer; its state starts anew in every task. The authors' is Adam without momentum,
+        ``optax.adam(1e-3, b1=0)``, whose second moments they carry from task to task.
       steps: inner steps, 0 or more; 0 learns nothing.
       batch_size: rows of the support set a step sees, by turns in random order; None is all of them.
       adapts: what the inner steps change, and with it what is learned; default `everything`.
 
     Raises:
-      ValueError: steps is negative or batch_size below 1; (at init) the batch is no episode, or nothing adapts.
+      ValueError: steps is negative, batch_size below 1, or adapts resets; (at init) the batch is no episode, or nothing adapts.
     """
     if concrete(steps):
         steps = int(steps)
@@ -46,6 +47,8 @@ def reptile(
             raise ValueError(f"steps={steps}: must be 0 or more")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be 1 or more rows, or None for the whole support set")
+    if adapts is not None and adapts.reset:
+        raise ValueError("adapts: starts from zeros in every task, so Reptile would learn nothing; leave reset(...) out")
     how = loops.Inner(inner, adapts or everything(), batch_size=batch_size)
 
     def init(key, batch):

@@ -46,7 +46,8 @@ def features(of: str, outputs: dict) -> jax.Array:
 def mean_over_tasks(found: tuple[dict, Tree, dict], state: Tree, batch: Batch) -> tuple[dict, tuple[Tree, dict]]:
     """What ``losses`` returns, from the losses, states and aux of all tasks: means under the tasks' weights.
 
-    Batch statistics are averaged over tasks and the rest of the state stays (see `paradigms.objective.merge`).
+    Batch statistics are averaged over tasks, whatever their weights, and the rest of the state stays (see
+    `paradigms.objective.merge`).
     """
     values, states, aux = found
     values, aux = ({name: weighted_mean(v, batch) for name, v in part.items()} for part in (values, aux))

@@ -282,7 +282,7 @@ def test_tables_and_odd_images_from_features():
     columns = decode._columns(rows, plan, None)
     np.testing.assert_array_equal(columns["x"], [[0, 1, 2], [1, 1, 2], [2, 1, 2]])
     np.testing.assert_array_equal(columns["y"], [0, 1, 0])
-    mean, std = loading._moments(columns["x"])
+    mean, std = loading.moments(columns["x"])
     np.testing.assert_allclose(mean, [1, 1, 2])
     np.testing.assert_allclose(std, [np.sqrt(2 / 3), 1, 1])
     Info.features = f.FeaturesDict({"image": f.Image(shape=(None, None, 3)), "label": f.ClassLabel(num_classes=2)})
