@@ -122,7 +122,6 @@ def maml(
         return values, (new, aux)
 
     def predict(params, state, batch, ctx):
-        tasks.require("maml", batch)
         start, answering = adaptation(params, state)
 
         def one(ctx, episode):

@@ -72,8 +72,6 @@ def reptile(
         return tasks.mean_over_tasks(tasks.each(one, batch, ctx), state, batch)
 
     def predict(params, state, batch, ctx):
-        tasks.require("reptile", batch)
-
         def one(ctx, episode):
             carry = adapt(params, state, episode["support"], dataclasses.replace(ctx.fold("support"), train=True))
             return child.predict(*loops.enter(how, params, {}, carry), episode["query"], ctx.fold("query"))[0]

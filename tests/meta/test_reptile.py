@@ -210,6 +210,3 @@ def test_what_does_not_fit_raises(rng):
     episode = episodes(rng)
     with pytest.raises(ValueError, match="reptile needs"):
         objective.init(KEY, episode["query"])
-    params, state = objective.init(KEY, episode)
-    with pytest.raises(ValueError, match="reptile needs"):
-        objective.predict(params, state, {"support": episode["support"]}, context(KEY))
