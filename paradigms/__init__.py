@@ -25,10 +25,11 @@ from paradigms.multitask import multitask, pcgrad
 from paradigms.network import Network, load_run
 from paradigms.nonfinite import RAISE, SKIP, Diverged, Nonfinite, rollback
 from paradigms.objective import Aggregator, Context, Objective, Update, context
+from paradigms.pure import Pure, TrainState
 from paradigms.selfsup import byol
 from paradigms.supervised import augmented, averaged, cross_entropy, penalised, sharpness, supervised
 from paradigms.sweep import Sweep, choice, log_uniform, optuna_search, random_search, sweep, uniform
-from paradigms.trainer import Pure, Trainer, TrainState
+from paradigms.trainer import Trainer
 from paradigms.vectorize import grid, one_by_one, side_by_side, vectorize
 
 __all__ = [

@@ -14,7 +14,8 @@ from paradigms.checkpoint import Checkpoints
 from paradigms.data.tasks import Tasks
 from paradigms.interrupt import Request, Stopped, stopping
 from paradigms.objective import Batch
-from paradigms.trainer import Trainer, TrainState
+from paradigms.pure import TrainState
+from paradigms.trainer import Trainer
 
 Score = Callable[[dict, Batch], dict[str, Any]]
 

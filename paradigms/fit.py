@@ -14,8 +14,9 @@ from paradigms.evaluation import evaluate
 from paradigms.interrupt import Request, Stopped, stopping
 from paradigms.nonfinite import RAISE, Monitor, Nonfinite
 from paradigms.objective import Batch, check
+from paradigms.pure import TrainState
 from paradigms.selection import Selection
-from paradigms.trainer import Trainer, TrainState
+from paradigms.trainer import Trainer
 
 
 class Run(NamedTuple):

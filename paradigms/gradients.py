@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from paradigms.objective import Batch, Context, Losses, Objective, Tree, total
+from paradigms.objective import Batch, Context, Losses, Objective, Tree, Update, total
 
 Gradients = Callable[[Tree, Tree, Batch, Context], tuple[dict[str, Tree], Losses, Tree, dict]]
 
@@ -101,3 +101,18 @@ def accumulated(compute: Gradients, parts: int) -> Gradients:
         return {name: {**grads[name], **taps[name]} for name in grads}, values, state, aux
 
     return accumulate
+
+
+def descent(objective: Objective, optimizer: optax.GradientTransformation) -> Callable[..., tuple[Tree, Tree, Tree]]:
+    """``(params, state, opt_state, batch, ctx) -> (params, state, opt_state)``: an update inside another program, as a
+    boundary makes it that trains. ``opt_state`` starts as ``optimizer.init(split_taps(params)[0])``."""
+    compute = gradients(objective, each=False)
+
+    def update(params, state, opt_state, batch, ctx):
+        grads, _, state, _ = compute(params, state, batch, ctx)
+        trained, taps = split_taps(params)
+        updates, opt_state = optimizer.update(split_taps(grads["loss"])[0], opt_state, trained)
+        moved: Tree = optax.apply_updates(trained, updates)
+        return *objective.after({**moved, **taps}, state, Update(params, grads["loss"], updates), ctx), opt_state
+
+    return update

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigms.objective import Tree, copy, fold
-from paradigms.trainer import Trainer, TrainState, finite
+from paradigms.pure import TrainState, finite
+from paradigms.trainer import Trainer
 
 logger = logging.getLogger("paradigms")
 

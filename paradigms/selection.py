@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigms.objective import Tree, copy
-from paradigms.trainer import TrainState
+from paradigms.pure import TrainState
 
 logger = logging.getLogger("paradigms")
 

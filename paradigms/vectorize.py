@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradigms.trainer import Pure, Trainer
+from paradigms.pure import Pure
+from paradigms.trainer import Trainer
 
 MOST = 100_000  # runs; beyond it their table alone fills the host's memory
 Over = Callable[[Callable[[Any], Any], Any], Any]

@@ -10,18 +10,41 @@ import numpy as np
 
 import paradigms as pd
 from experiments.continual.learner import learn, method, scores, show
+from experiments.runner import require
 from paradigms import data, nn
 
 BUFFERS = (200, 500, 5120)  # those for which the authors chose settings
 WITHOUT = ("joint", "sgd", "oewc", "si", "lwf")  # methods that keep no examples
 
 
-def check(config: Any) -> None:
-    """Raises ValueError where a method or a buffer is none of the benchmark's."""
-    if not config.methods:
-        raise ValueError("--methods: names no method; give er or another")
-    if unknown := set(config.buffers) - set(BUFFERS):
-        raise ValueError(f"--buffers: {sorted(unknown)} have no settings; give some of {BUFFERS}")
+@dataclasses.dataclass(frozen=True)
+class Config:
+    methods: tuple[Any, ...] = ()
+    """Which methods, one after the other."""
+    buffers: tuple[int, ...] = BUFFERS
+    """Examples that memories hold."""
+    seeds: int = 10
+    """Runs of each, trained together."""
+    key: int = 0
+
+    def __post_init__(self):
+        require(self, seeds=1)
+        if not self.methods:
+            raise ValueError("--methods: names no method; give er or another")
+        if unknown := set(self.buffers) - set(BUFFERS):
+            raise ValueError(f"--buffers: {sorted(unknown)} have no settings; give some of {BUFFERS}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Views(Config):
+    """Of a stream that shows the whole set through another view in every task."""
+
+    tasks: int = 20
+    """Tasks of the stream."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, tasks=1)
 
 
 def mnist() -> data.Data:

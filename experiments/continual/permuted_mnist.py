@@ -7,7 +7,7 @@ Protocol:  20 permutations of the pixels, another 20 for each seed; 60,000 image
            full ones. Online EWC takes the empirical Fisher information, which the authors' code weighs by p(y|x).
 Command:   python -m experiments continual.permuted_mnist
 Hardware:  2 CPU cores.
-Published: DER++ with 500 examples 0.8821; see PUBLISHED. HAL is left out.
+Published: DER++ with 500 examples 0.8821; see PUBLISHED. HAL and GSS are left out.
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ import pathlib
 from typing import Literal
 
 from experiments.continual import der
-from experiments.runner import require
 from paradigms import continual, data
 
 PROTOCOL = "20 permutations, one epoch each, batch 128, 784-100-100-10, SGD; last accuracy on all tasks; interval over seeds"
@@ -58,20 +57,8 @@ Method = Literal["joint", "sgd", "oewc", "si", "er", "gem", "agem", "fdr", "der"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(der.Views):
     methods: tuple[Method, ...] = ("joint", "sgd", "oewc", "si", "er", "gem", "agem", "fdr", "der", "derpp")
-    """Which methods, one after the other."""
-    buffers: tuple[int, ...] = (200, 500, 5120)
-    """Examples that memories hold."""
-    seeds: int = 10
-    """Runs of each, trained together."""
-    tasks: int = 20
-    """Permutations."""
-    key: int = 0
-
-    def __post_init__(self):
-        require(self, seeds=1, tasks=1)
-        der.check(self)
 
 
 def run(config: Config, folder: pathlib.Path) -> dict:

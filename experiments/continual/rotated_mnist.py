@@ -5,7 +5,7 @@ Protocol:  20 angles uniform in [0, 180) degrees, another 20 for each seed, by t
            ``continual.permuted_mnist``, with the rates and weights that the authors chose for this stream.
 Command:   python -m experiments continual.rotated_mnist
 Hardware:  2 CPU cores.
-Published: DER++ with 500 examples 0.9277; see PUBLISHED. HAL and FDR are left out.
+Published: DER++ with 500 examples 0.9277; see PUBLISHED. HAL, GSS and FDR are left out.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import pathlib
 from typing import Literal
 
 from experiments.continual import der
-from experiments.runner import require
 from paradigms import continual, data
 
 PROTOCOL = "20 rotations, one epoch each, batch 128, 784-100-100-10, SGD; last accuracy on all tasks; interval over seeds"
@@ -55,20 +54,8 @@ Method = Literal["joint", "sgd", "oewc", "si", "er", "gem", "agem", "der", "derp
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(der.Views):
     methods: tuple[Method, ...] = ("joint", "sgd", "oewc", "si", "er", "gem", "agem", "der", "derpp")
-    """Which methods, one after the other."""
-    buffers: tuple[int, ...] = (200, 500, 5120)
-    """Examples that memories hold."""
-    seeds: int = 10
-    """Runs of each, trained together."""
-    tasks: int = 20
-    """Rotations."""
-    key: int = 0
-
-    def __post_init__(self):
-        require(self, seeds=1, tasks=1)
-        der.check(self)
 
 
 def run(config: Config, folder: pathlib.Path) -> dict:

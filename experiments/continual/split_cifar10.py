@@ -20,7 +20,6 @@ import numpy as np
 
 import paradigms as pd
 from experiments.continual import der
-from experiments.runner import require
 from paradigms import continual, data, nn
 
 PROTOCOL = "2 classes a task, ResNet-18, batch 32, crop and flip, SGD; last accuracy on all tasks; interval over seeds"
@@ -65,22 +64,14 @@ Method = Literal["joint", "sgd", "oewc", "si", "lwf", "er", "agem", "icarl", "de
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(der.Config):
     tier: Literal["short", "paper"] = "short"
     """How much training: what a CPU does, or the published amount."""
     methods: tuple[Method, ...] = ("sgd", "er", "derpp")
-    """Which methods, one after the other."""
     buffers: tuple[int, ...] = (500,)
-    """Examples that memories hold."""
     seeds: int = 3
-    """Runs of each, trained together."""
     epochs: float | None = None
     """Of each task; by default those of the tier."""
-    key: int = 0
-
-    def __post_init__(self):
-        require(self, seeds=1)
-        der.check(self)
 
 
 def run(config: Config, folder: pathlib.Path) -> dict:

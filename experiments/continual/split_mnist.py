@@ -14,7 +14,6 @@ import pathlib
 from typing import Literal
 
 from experiments.continual import der
-from experiments.runner import require
 from paradigms import continual, data
 
 PROTOCOL = "2 digits a task, one epoch, batch 10, 784-100-100-10, SGD; last accuracy on all tasks; interval over seeds"
@@ -78,18 +77,8 @@ Method = Literal[
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(der.Config):
     methods: tuple[Method, ...] = ("joint", "sgd", "oewc", "si", "lwf", "er", "gem", "agem", "icarl", "der", "derpp")
-    """Which methods, one after the other."""
-    buffers: tuple[int, ...] = (200, 500, 5120)
-    """Examples that memories hold."""
-    seeds: int = 10
-    """Runs of each, trained together."""
-    key: int = 0
-
-    def __post_init__(self):
-        require(self, seeds=1)
-        der.check(self)
 
 
 def run(config: Config, folder: pathlib.Path) -> dict:

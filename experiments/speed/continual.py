@@ -17,7 +17,7 @@ avalanche-lib``), whose rows of a step are one experience of its own loop withou
 fills the memory in a Python loop over examples, as it does.
 """
 
-import argparse
+import functools
 import statistics
 import time
 
@@ -163,7 +163,8 @@ def stream(tasks=20):
     return data.permuted(mnist, tasks)
 
 
-def run_whole():
+def run_whole(repeats):
+    del repeats  # it takes minutes
     tasks, widths, batch = stream(), (784, 100, 100, 10), 128
     ours = trainer(True, widths, batch)
     experience(ours, tasks, batch_size=batch, steps=1, boundary=None)  # compiles
@@ -212,20 +213,6 @@ def seeds(repeats, count=10):
     measure.table(f"{count} seeds of DER++, {calls} steps each", ("", "s", "time / one program"), lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=["er", "derpp", "run", "seeds"], help="er, derpp, run, seeds")
-    parser.add_argument("--repeats", type=int, default=9)
-    options = parser.parse_args()
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-    for name in options.cases:
-        if name == "run":
-            run_whole()
-        elif name == "seeds":
-            seeds(options.repeats)
-        else:
-            steps(name, options.repeats)
-
-
 if __name__ == "__main__":
-    main()
+    cases = {"er": functools.partial(steps, "er"), "derpp": functools.partial(steps, "derpp"), "run": run_whole, "seeds": seeds}
+    measure.main(__doc__, cases, repeats=9)

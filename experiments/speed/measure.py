@@ -1,5 +1,6 @@
 """Timing shared by the speed scripts: paired, warm, median of many; the machine's matmul peak."""
 
+import argparse
 import random
 import statistics
 import time
@@ -56,3 +57,16 @@ def table(title: str, head: tuple[str, ...], rows: list[tuple]) -> None:
     for row in rows:
         grid.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
     Console(width=120).print(grid)
+
+
+def main(doc: str | None, cases: Mapping[str, Callable[[int], None]], repeats: int) -> None:
+    """The command line of a script: which `cases`, each of which takes the number of repeats and prints its table."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", default=list(cases), help=", ".join(cases))
+    parser.add_argument("--repeats", type=int, default=repeats)
+    options = parser.parse_args()
+    if unknown := [name for name in options.cases if name not in cases]:
+        parser.error(f"cases: {', '.join(unknown)} not among {', '.join(cases)}")
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
+    for name in options.cases:
+        cases[name](options.repeats)

@@ -26,7 +26,7 @@ alone, so unpack it and put it on the path (an installed learn2learn serves as w
     PYTHONPATH=learn2learn-0.2.0 python -m experiments.speed.meta
 """
 
-import argparse
+import functools
 import statistics
 
 import jax
@@ -40,7 +40,6 @@ from experiments.speed.meta_peers import CHANNELS, INNER, OUTER, WAYS
 from paradigms import data, nn
 
 SIDE = 28
-CASES = {f"{tasks}x{steps}": (tasks, steps) for tasks in (16, 32) for steps in (1, 5)}
 
 
 def flops(tasks, steps, shots=1, queries=1):
@@ -194,8 +193,9 @@ def speed(tasks, steps, repeats):
     measure.table(title, ("", "ms/step", "GFLOP/s", "of peak", "time / Trainer.scan"), lines)
 
 
-def memory():
+def memory(repeats):
     """Temporaries of the compiled step."""
+    del repeats  # nothing is timed
     _, batch = episodes(tasks=8, shots=5)
 
     def library_step(steps):
@@ -215,18 +215,6 @@ def memory():
     measure.table(title, ("", "inner steps", "MiB", "/ 1 step"), lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=[*CASES, "memory"], help="16x1, 16x5, 32x1, 32x5, memory")
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-    for name in options.cases:
-        if name == "memory":
-            memory()
-        else:
-            speed(*CASES[name], options.repeats)
-
-
 if __name__ == "__main__":
-    main()
+    cases = {f"{tasks}x{steps}": functools.partial(speed, tasks, steps) for tasks in (16, 32) for steps in (1, 5)}
+    measure.main(__doc__, {**cases, "memory": memory}, repeats=7)

@@ -8,7 +8,6 @@ PyTorch (``pip install torch``) is timed where it is installed, in its fastest f
 channels-last for convolutions, eager and compiled, whichever is faster.
 """
 
-import argparse
 import functools
 import statistics
 
@@ -207,40 +206,33 @@ def peer(case, split, compiled):
     return run
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=list(CASES), help="mlp, small, cnn")
-    parser.add_argument("--repeats", type=int, default=15)
-    options = parser.parse_args()
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
+def speed(title, make, repeats):
     peak = "float32 matmul, 2048 x 2048"
-    for name in options.cases:
-        title, make = CASES[name]
-        case = make()
-        rng = np.random.default_rng(0)
-        split = {"x": rng.random((N, *case["shape"]), np.float32), "y": rng.integers(0, 10, N).astype(np.int32)}
-        product, product_flops = measure.matmul()
-        calls = {peak: product, **library(case, split)} | {
-            "JAX by hand, in a scan": by_hand(case, split, loop=False),
-            "JAX by hand, one call a step": by_hand(case, split, loop=True),
+    case = make()
+    rng = np.random.default_rng(0)
+    split = {"x": rng.random((N, *case["shape"]), np.float32), "y": rng.integers(0, 10, N).astype(np.int32)}
+    product, product_flops = measure.matmul()
+    calls = {peak: product, **library(case, split)} | {
+        "JAX by hand, in a scan": by_hand(case, split, loop=False),
+        "JAX by hand, one call a step": by_hand(case, split, loop=True),
+    }
+    try:
+        calls |= {
+            "PyTorch, eager": peer(case, split, compiled=False),
+            "PyTorch, compiled": peer(case, split, compiled=True),
         }
-        try:
-            calls |= {
-                "PyTorch, eager": peer(case, split, compiled=False),
-                "PyTorch, compiled": peer(case, split, compiled=True),
-            }
-        except ImportError:
-            print("PyTorch is not installed: its rows are left out (pip install torch)")
-        seconds = measure.paired(calls, options.repeats)
-        ours = functools.partial(measure.ratio, seconds, under="Trainer.scan")
-        rows = []
-        for row, times in seconds.items():
-            steps, flops = (1, product_flops) if row == peak else (case["steps"], case["flops"])
-            median = statistics.median(times) / steps
-            of_peak = flops * steps / product_flops / measure.ratio(seconds, row, under=peak)
-            rows.append((row, median * 1e3, flops / median / 1e9, of_peak, "" if row == peak else ours(row)))
-        measure.table(title, ("", "ms/step", "GFLOP/s", "of peak", "time / Trainer.scan"), rows)
+    except ImportError:
+        print("PyTorch is not installed: its rows are left out (pip install torch)")
+    seconds = measure.paired(calls, repeats)
+    ours = functools.partial(measure.ratio, seconds, under="Trainer.scan")
+    rows = []
+    for row, times in seconds.items():
+        steps, flops = (1, product_flops) if row == peak else (case["steps"], case["flops"])
+        median = statistics.median(times) / steps
+        of_peak = flops * steps / product_flops / measure.ratio(seconds, row, under=peak)
+        rows.append((row, median * 1e3, flops / median / 1e9, of_peak, "" if row == peak else ours(row)))
+    measure.table(title, ("", "ms/step", "GFLOP/s", "of peak", "time / Trainer.scan"), rows)
 
 
 if __name__ == "__main__":
-    main()
+    measure.main(__doc__, {name: functools.partial(speed, *case) for name, case in CASES.items()}, repeats=15)

@@ -7,7 +7,7 @@ but the last. guard: the same network's ``Trainer.scan`` with ``guard=True`` and
 5,120 rows of 3,072 numbers, and how many copies of that memory the compiled steps hold. Times are medians of paired runs.
 """
 
-import argparse
+import functools
 import pathlib
 import re
 import statistics
@@ -84,21 +84,14 @@ def replay():
     return "MLP 3072-256-10, 32 of the stream and 32 replayed, 100 steps", calls
 
 
-CASES = {"checkpoints": checkpoints, "guard": guard, "replay": replay}
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=list(CASES), help=", ".join(CASES))
-    parser.add_argument("--repeats", type=int, default=9)
-    options = parser.parse_args()
-    for name in options.cases:
-        title, calls = CASES[name]()
-        seconds = measure.paired(calls, options.repeats)
-        first = next(iter(calls))
-        rows = [(row, statistics.median(times), measure.ratio(seconds, row, first)) for row, times in seconds.items()]
-        measure.table(title, ("", "s", f"time / {first}"), rows)
+def speed(make, repeats):
+    title, calls = make()
+    seconds = measure.paired(calls, repeats)
+    first = next(iter(calls))
+    rows = [(row, statistics.median(times), measure.ratio(seconds, row, first)) for row, times in seconds.items()]
+    measure.table(title, ("", "s", f"time / {first}"), rows)
 
 
 if __name__ == "__main__":
-    main()
+    cases = {"checkpoints": checkpoints, "guard": guard, "replay": replay}
+    measure.main(__doc__, {name: functools.partial(speed, make) for name, make in cases.items()}, repeats=9)

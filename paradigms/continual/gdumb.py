@@ -11,8 +11,8 @@ from paradigms.batch import rows, weigh
 from paradigms.continual import incoming
 from paradigms.continual.memory import Memory, at_least_one
 from paradigms.data.order import locate, order
-from paradigms.gradients import gradients, split_taps
-from paradigms.objective import Batch, Objective, Tree, Update, hide, own
+from paradigms.gradients import descent, split_taps
+from paradigms.objective import Batch, Objective, hide, own
 
 
 def gdumb(
@@ -55,7 +55,7 @@ def gdumb(
     if steps < 0:
         raise ValueError(f"steps={steps}: must be 0 or more")
     at_least_one(batch_size=batch_size)
-    inner, compute = hide(child, name), gradients(child, each=False)
+    inner, update = hide(child, name), descent(child, optimizer)
 
     def init(key, batch):
         params, state = child.init(key, batch)
@@ -90,11 +90,7 @@ def gdumb(
         def one(carry, step):
             params, state, opt_state = carry
             now = dataclasses.replace(ctx.fold("step").fold(step), step=step, train=True)
-            grads, _, state, _ = compute(params, state, batch_at(step), now)
-            old, taps = split_taps(params)
-            updates, opt_state = optimizer.update(split_taps(grads["loss"])[0], opt_state, old)
-            moved: Tree = optax.apply_updates(old, updates)
-            return (*child.after({**moved, **taps}, state, Update(params, grads["loss"], updates), now), opt_state), None
+            return update(params, state, opt_state, batch_at(step), now), None
 
         params, state = child.init(ctx.fold("init").key, batch_at(jnp.zeros((), jnp.int32)))
         start = params, state, optimizer.init(split_taps(params)[0])

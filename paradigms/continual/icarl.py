@@ -9,7 +9,9 @@ import optax
 
 from paradigms.batch import rows, weighted_mean
 from paradigms.continual.herding import herding, unit
+from paradigms.continual.memory import check_unit, to_uint8
 from paradigms.continual.scenario import past, seen
+from paradigms.data.transforms import pixels
 from paradigms.model import Model
 from paradigms.objective import Objective, concrete, copy, own
 from paradigms.supervised import CLOSED, supervised
@@ -69,6 +71,9 @@ def icarl(
     for task, row in enumerate(table):
         classes[task, : row.sum()] = np.flatnonzero(row)
 
+    def restored(x, dtype):
+        return pixels(x).astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else x
+
     def embed(params, state, x):
         found = model.apply(params["model"], state["model"], x, train=False)[0]["features"]
         return unit(found.reshape(len(x), -1))
@@ -79,17 +84,14 @@ def icarl(
         found, _ = jax.eval_shape(lambda: model.apply(params["model"], state["model"], x, train=False))
         if "features" not in found or found["logits"].shape[-1] != outputs:
             raise ValueError(f'model: needs "features" and {outputs} logits, as table has, and gives {found}')
-        if concrete(x) and jnp.issubdtype(x.dtype, jnp.floating):
-            low, high = np.asarray(x).min(), np.asarray(x).max()
-            if not 0 <= low <= high <= 1:
-                raise ValueError(f"batch: x is in [{low}, {high}]; exemplars are stored as uint8, scale x to [0, 1]")
+        check_unit(x)
         width = found["features"].size // len(x)
         return params, own(
             state,
             name,
             {
                 "exemplars": {
-                    "x": jnp.zeros((outputs, most, *x.shape[1:]), _stored(x).dtype),
+                    "x": jnp.zeros((outputs, most, *x.shape[1:]), to_uint8(x).dtype),
                     "count": jnp.zeros(outputs, jnp.int32),
                 },
                 "means": jnp.zeros((outputs, width), found["features"].dtype),
@@ -104,7 +106,7 @@ def icarl(
         ends = jnp.cumsum(exemplars["count"])
         drawn = jax.random.randint(key, (n,), 0, jnp.maximum(ends[-1], 1))
         y = jnp.minimum(jnp.sum(drawn[:, None] >= ends[None], -1), outputs - 1)
-        x = _restored(exemplars["x"][y, drawn - (ends - exemplars["count"])[y]], batch["x"].dtype)
+        x = restored(exemplars["x"][y, drawn - (ends - exemplars["count"])[y]], batch["x"].dtype)
         some, fill = ends[-1] > 0, jnp.arange(n) % count
         weight = some * (1.0 if task_size is None else ends[-1] * count / (max(n, 1) * task_size))
         return {
@@ -155,7 +157,7 @@ def icarl(
 
         def choose(c):
             order = herding(phi, (y == c) & (weight > 0), most)
-            return _stored(x[jnp.maximum(order, 0)]), jnp.minimum(jnp.sum(order >= 0, dtype=jnp.int32), share)
+            return to_uint8(x[jnp.maximum(order, 0)]), jnp.minimum(jnp.sum(order >= 0, dtype=jnp.int32), share)
 
         number = jnp.asarray(classes)[task]
         chosen, count = jax.lax.map(choose, number)
@@ -165,7 +167,7 @@ def icarl(
         }
 
         def mean(one):
-            phi = embed(params, state, _restored(one["x"], x.dtype))
+            phi = embed(params, state, restored(one["x"], x.dtype))
             return unit(jnp.sum(jnp.where(jnp.arange(most)[:, None] < one["count"], phi, 0), 0))
 
         means = jax.lax.map(mean, exemplars).astype(state[name]["means"].dtype)
@@ -173,13 +175,3 @@ def icarl(
         return params, {**state, name: {"exemplars": exemplars, "means": means, "teacher": teacher}}
 
     return Objective(init, losses, predict, boundary=boundary)
-
-
-def _stored(x):
-    """Floats in [0, 1] as uint8; integers as they are."""
-    return jnp.round(x * 255).astype(jnp.uint8) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-
-def _restored(x, dtype):
-    """The inverse, to `dtype`; what was uint8 once comes back as `paradigms.data.pixels` makes it."""
-    return x.astype(dtype) * (1 / 255) if jnp.issubdtype(dtype, jnp.floating) else x

@@ -160,9 +160,6 @@ def as_uint8(memory: Memory) -> Memory:
       ValueError: (at init) leaves "x" that are not floats, or, on concrete data, not in [0, 1].
     """
 
-    def encode(x):
-        return jnp.round(jnp.clip(x, 0, 1) * 255).astype(jnp.uint8)
-
     def decoded(batch, valid):
         return on_inputs(pixels, batch), valid
 
@@ -170,17 +167,28 @@ def as_uint8(memory: Memory) -> Memory:
         for x in jax.tree.leaves(inputs(batch)):
             if not jnp.issubdtype(x.dtype, jnp.floating):
                 raise ValueError(f"batch: x has dtype {x.dtype}; as_uint8 is for floats in [0, 1], leave it out")
-            low, high = (np.min(np.asarray(x)), np.max(np.asarray(x))) if concrete(x) and np.size(x) else (0, 1)
-            if not 0 <= low <= high <= 1:
-                raise ValueError(f"batch: x is in [{low}, {high}]; as_uint8 is for [0, 1], leave it out")
-        return memory.init(on_inputs(encode, batch))
+            check_unit(x)
+        return memory.init(on_inputs(to_uint8, batch))
 
     return Memory(
         init,
-        lambda kept, batch, key: memory.insert(kept, on_inputs(encode, batch), key),
+        lambda kept, batch, key: memory.insert(kept, on_inputs(to_uint8, batch), key),
         lambda kept, key, n: decoded(*memory.sample(kept, key, n)),
         lambda kept: decoded(*memory.stored(kept)),
     )
+
+
+def to_uint8(x: jax.Array) -> jax.Array:
+    """Floats in [0, 1] as round(255 x), what is outside clipped; other dtypes as they are. `pixels` is the inverse."""
+    return jnp.round(jnp.clip(x, 0, 1) * 255).astype(jnp.uint8) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def check_unit(x: jax.Array) -> None:
+    """Raises for concrete floats outside [0, 1], which `to_uint8` would clip."""
+    if concrete(x) and np.size(x) and jnp.issubdtype(x.dtype, jnp.floating):
+        low, high = np.min(np.asarray(x)), np.max(np.asarray(x))
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"batch: x is in [{low}, {high}]; it is stored as uint8, scale x to [0, 1]")
 
 
 def bytes_of(tree: Tree) -> int:

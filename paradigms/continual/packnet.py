@@ -9,8 +9,8 @@ import optax
 
 from paradigms.continual.masks import check_task, named, replaced, task_of
 from paradigms.continual.specific import outside_head
-from paradigms.gradients import split_taps
-from paradigms.objective import Objective, Update, concrete, hide, own, total
+from paradigms.gradients import descent, split_taps
+from paradigms.objective import Objective, concrete, hide, own
 
 FREE = -1  # pruned by the present task, and 0 until the next begins
 
@@ -112,20 +112,11 @@ def packnet(
         if batches is None:
             raise ValueError(f'batches=None: {name} retrains at "end"; pass the task\'s batches, or leave retrain out')
 
+        update = descent(inner._replace(losses=losses, after=after), optimizer)
+
         def step(carry, number):
-            params, state, opt_state = carry
             batch = jax.tree.map(lambda leaf: leaf[number % len(leaf)], batches)
-            now = dataclasses.replace(ctx.fold(name).fold(number), train=True)
-
-            def loss(params):
-                values, (state_, _) = losses(params, state, batch, now)
-                return total(values), state_
-
-            grads, new = jax.grad(loss, has_aux=True)(params)
-            free, taps = split_taps(params)
-            updates, opt_state = optimizer.update(split_taps(grads)[0], opt_state, free)
-            moved = {**optax.apply_updates(free, updates), **taps}  # pyright: ignore[reportGeneralTypeIssues]
-            return (*after(moved, new, Update(params, grads, updates), now), opt_state), None
+            return update(*carry, batch, dataclasses.replace(ctx.fold(name).fold(number), train=True)), None
 
         start = params, state, optimizer.init(split_taps(params)[0])
         return jax.lax.scan(step, start, jnp.arange(steps))[0][:2]

@@ -14,7 +14,8 @@ from paradigms.data.policies import randaugment, trivial_augment
 from paradigms.data.sources import Source, batches, resident, stacked, windows
 from paradigms.data.splits import holdout
 from paradigms.data.stream import Stream, stream
-from paradigms.data.tasks import Tasks, permuted, rotated, split_classes, tasks_of
+from paradigms.data.task_streams import permuted, rotated, split_classes, tasks_of
+from paradigms.data.tasks import Tasks
 from paradigms.data.transforms import augment, chain, cutmix, mixup, pixels
 
 __all__ = [

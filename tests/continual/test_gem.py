@@ -71,8 +71,9 @@ KINDS = {
 }
 
 
-def compare(dtype, tolerance):
-    """The largest difference from scipy's solution, relative to the terms of the sum g + G'v."""
+def errors(dtype):
+    """{case: the difference from scipy's solution, relative to the terms of the sum g + G'v}."""
+    found = {}
     solve = jax.jit(lambda g, past, margin, ridge: combine(gem(margin, ridge=ridge), [g], past))
     for tasks in (1, 5, 19):
         for name, kind in KINDS.items():
@@ -86,16 +87,16 @@ def compare(dtype, tolerance):
                 scale = np.linalg.norm(gradient) + v @ np.linalg.norm(rows, axis=1)
                 got = np.asarray(solve(gradient, past, margin, ridge))
                 assert got.dtype == dtype
-                error = np.linalg.norm(got - expected) / scale
-                assert error < tolerance, (name, tasks, margin, ridge, error)
+                found[name, tasks, margin, ridge] = np.linalg.norm(got - expected) / scale
+    return found
 
 
 def test_gem_is_the_quadratic_program():
-    compare(np.float32, 1e-5)
+    assert {case: error for case, error in errors(np.float32).items() if error >= 1e-5} == {}
 
 
 def test_gem_is_the_quadratic_program_in_double_precision(x64):
-    compare(np.float64, 1e-10)
+    assert {case: error for case, error in errors(np.float64).items() if error >= 1e-10} == {}
 
 
 def test_gem_with_opposed_gradients_leaves_what_is_orthogonal_to_both(x64):

@@ -72,7 +72,7 @@ def differences(function, tree, size=1e-5):
     return unravel((values[: len(point)] - values[len(point) :]) / (2 * size))
 
 
-def close(a, b, **tolerance):
+def assert_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
@@ -159,7 +159,7 @@ def test_anil_keeps_the_path_through_the_support_features(x64, rng):
 
     value, grads, _ = gradient(objective, params, state, batch)
     np.testing.assert_allclose(value, by_hand(params), rtol=1e-12)
-    close(grads, differences(by_hand, params), rtol=1e-6, atol=1e-8)
+    assert_close(grads, differences(by_hand, params), rtol=1e-6, atol=1e-8)
     stopped = jax.grad(lambda params: by_hand(params, jax.lax.stop_gradient))(params)  # another algorithm
     assert np.abs(stopped["model"]["body"]["a"] - grads["model"]["body"]["a"]).max() > 0.01
 
@@ -173,7 +173,7 @@ def test_boil_by_finite_differences(x64, rng):
         return objective.losses(params, state, batch, context(KEY, train=True))[0]["supervised"]
 
     _, grads, _ = gradient(objective, params, state, batch)
-    close(grads, differences(loss, params), rtol=1e-6, atol=1e-8)
+    assert_close(grads, differences(loss, params), rtol=1e-6, atol=1e-8)
 
 
 # rates
@@ -238,7 +238,7 @@ def test_every_step_and_tensor_has_its_rate_and_further_steps_the_last(x64, rng,
 
     value, grads, _ = gradient(objective, params, {"model": {}}, batch)
     np.testing.assert_allclose(value, by_hand(params), rtol=1e-12)
-    close(grads, differences(by_hand, params), rtol=1e-6, atol=1e-8)
+    assert_close(grads, differences(by_hand, params), rtol=1e-6, atol=1e-8)
     used = [np.asarray(leaf) != 0 for leaf in jax.tree.leaves(grads["maml"])]
     assert all((leaf == [True, True, steps > 2]).all() for leaf in used)
 
@@ -302,7 +302,7 @@ def test_losses_of_all_steps_are_their_weighted_sum(x64, rng):
     np.testing.assert_allclose(joined(grads["model"]), np.sum(expected, 0) / 2, rtol=1e-11)
     alone = maml(quadratic(), optax.sgd(rate), 3, step_losses=lambda update: jnp.array([0.0, 0.0, 1.0]))
     args = {"model": split(theta)}, {"model": {}}, batch
-    close(gradient(alone, *args), gradient(maml(quadratic(), optax.sgd(rate), 3), *args), rtol=1e-13)
+    assert_close(gradient(alone, *args), gradient(maml(quadratic(), optax.sgd(rate), 3), *args), rtol=1e-13)
     with pytest.raises(ValueError, match="steps=0"):
         maml(quadratic(), optax.sgd(rate), 0, step_losses=weigh)
 
@@ -356,7 +356,7 @@ def test_the_meta_gradient_of_the_context_is_exactly_zero_and_of_the_network_exa
 
     _, grads, _ = gradient(objective, params, state, batch)
     assert (grads["model"]["context"] == 0).all()
-    close(grads["model"]["network"], differences(loss, params)["model"]["network"], rtol=1e-6, atol=1e-8)
+    assert_close(grads["model"]["network"], differences(loss, params)["model"]["network"], rtol=1e-6, atol=1e-8)
     with pytest.raises(ValueError, match="size=0"):
         with_context(from_functions(lambda key, x: {}, lambda p, x: x), 0)
 
@@ -445,7 +445,7 @@ def test_whose_statistics_normalise_the_queries(x64, rng, mode):
 
     value, grads, new = gradient(objective, params, state, batch)
     np.testing.assert_allclose(value, by_hand(params), rtol=1e-10)
-    close(grads, jax.jit(jax.grad(by_hand))(params), rtol=1e-8, atol=1e-10)
+    assert_close(grads, jax.jit(jax.grad(by_hand))(params), rtol=1e-8, atol=1e-10)
     assert abs(by_hand(params) - by_hand(params, not of_support)) > 1e-3
     last = "support" if of_support else "query"  # the last pass in training mode
     found = []
@@ -505,7 +505,7 @@ def test_every_step_has_scales_biases_and_statistics_of_its_own(x64, rng):
     value, grads, new = gradient(objective, params, state, batch)
     (expected, seen), slopes = jax.jit(jax.value_and_grad(by_hand, has_aux=True))(params)
     np.testing.assert_allclose(value, expected, rtol=1e-10)
-    close(grads, slopes, rtol=1e-8, atol=1e-10)
+    assert_close(grads, slopes, rtol=1e-8, atol=1e-10)
     assert all((np.abs(leaf).max(1) > 1e-6).all() for leaf in jax.tree.leaves(grads["maml"]))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads["model"]["norm"]))  # these are not used
     old, kept = (s["maml"]["norm"] for s in (state, new))
