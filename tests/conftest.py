@@ -20,7 +20,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_cpu_enable_async_dispatch", False)  # see paradigms.mesh: eight devices on few threads
 
 
+gc.set_threshold(50_000, 20, 50)  # traces are many small objects that live long: looking through them took a seventh
+
 MAPS = pathlib.Path("/proc/self/maps")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """``-n auto`` is one process more than there are cores: some tests wait, for a process that they kill or for the disk."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(autouse=True)

@@ -102,7 +102,6 @@ TRANSFORMS = {
             o,
             optax.sgd(1.0),
             2,
-            hypergradient=meta.annealed(2),
             rates=meta.per_tensor_and_step(0.1, 2),
             step_losses=meta.multi_step(2, 4),
             normalisation=meta.per_step(2),
@@ -192,8 +191,6 @@ COMPOSITIONS = [
     ("ewc", "ridge"),
     ("rehearsal", "reptile", "supervised"),
     ("adversarial", "implicit", "supervised"),
-    ("maml++", "byol"),
-    ("ewc", "maml++", "supervised"),
     ("replay", "adversarial", "supervised"),
     ("derpp", "augmented", "supervised"),
     ("ewc", "derpp", "supervised"),
@@ -223,14 +220,10 @@ def _fits(*path: str) -> bool:
     )
 
 
-PRODUCT = [
-    (outer, inner, leaf)
-    for outer in TRANSFORMS
-    for inner in TRANSFORMS
-    for leaf in LEAVES
-    if outer != inner and (outer, inner, leaf) not in COMPOSITIONS and _fits(outer, inner, leaf)
-]
 ALONE = [(leaf,) for leaf in LEAVES] + [(name, "supervised") for name in TRANSFORMS]
+_PAIRS = [(outer, leaf) for outer in TRANSFORMS for leaf in LEAVES]
+_TRIPLES = [(outer, *pair) for outer in TRANSFORMS for pair in _PAIRS if outer != pair[0]]
+PRODUCT = [path for path in _PAIRS + _TRIPLES if path not in ALONE + COMPOSITIONS and _fits(*path)]
 
 
 def build(path: tuple[str, ...]) -> pd.Objective:
