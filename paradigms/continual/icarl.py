@@ -11,7 +11,6 @@ from paradigms.batch import rows, weighted_mean
 from paradigms.continual.herding import herding, unit
 from paradigms.continual.memory import check_unit, to_uint8
 from paradigms.continual.scenario import past, seen
-from paradigms.data.transforms import pixels
 from paradigms.model import Model
 from paradigms.objective import Objective, concrete, copy, own
 from paradigms.supervised import CLOSED, supervised
@@ -72,7 +71,7 @@ def icarl(
         classes[task, : row.sum()] = np.flatnonzero(row)
 
     def restored(x, dtype):
-        return pixels(x).astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else x
+        return x.astype(dtype) * (1 / 255) if jnp.issubdtype(dtype, jnp.floating) else x
 
     def embed(params, state, x):
         found = model.apply(params["model"], state["model"], x, train=False)[0]["features"]
