@@ -14,6 +14,7 @@ from PIL import Image
 
 from paradigms import data, report
 from paradigms.report import figures, tables
+from paradigms.report.curves import COLOURS, splits
 
 DIGITS = data.load("digits")
 
@@ -72,6 +73,16 @@ def test_curves_survive_nan_missing_values_and_single_runs(tmp_path):
     ]
     report.learning_curves(history, tmp_path / "deep" / "curves.png")
     assert (tmp_path / "deep" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_every_split_has_a_colour_of_its_own_in_the_order_of_their_numbers():
+    keys = [f"{name}/accuracy" for name in ("train", "so far", *(f"task {number}" for number in range(20)))]
+    colours = splits(dict.fromkeys(keys))
+    assert len(set(colours.values())) == len(colours) == 23  # validation has one too
+    tasks = [name for name in colours if name.startswith("task")]
+    assert tasks == [f"task {number}" for number in range(20)]
+    few = splits(dict.fromkeys(["test/loss", "train/loss"]))
+    assert list(few.items()) == list(zip(["train", "validation", "test"], COLOURS, strict=False))
 
 
 def test_the_page_is_self_contained_and_escaped(tmp_path):

@@ -1,5 +1,7 @@
 """From rows of a history to curves: mean and interval over runs, where the best is, and what goes into which panel."""
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,9 +51,23 @@ def split(key: str) -> str:
 
 
 def splits(found: Mapping[str, Curve]) -> dict[str, str]:
-    """The colour of each split, the same in every panel: train, validation, then the others by name."""
-    names = dict.fromkeys(["train", "validation", *sorted(split(key) for key in found if "/" in key)])
-    return {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
+    """The colour of each split, the same in every panel: train, validation, then the others by name, "task 2" before
+    "task 10". Where they are more than the colours, those with numbers go from dark to light in their order."""
+    others = sorted({split(key) for key in found if "/" in key} - {"train", "validation"}, key=_natural)
+    names = ["train", "validation", *others]
+    if len(names) <= len(COLOURS):
+        return dict(zip(names, COLOURS, strict=False))
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    numbered = [name for name in names if re.search(r"\d", name)]
+    shades = map(to_hex, colormaps["viridis"](np.linspace(0, 0.92, len(numbered))))
+    named = [name for name in names if name not in numbered]
+    return dict(zip(named, itertools.cycle(COLOURS), strict=False)) | dict(zip(numbered, shades, strict=True))
+
+
+def _natural(name: str) -> list:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def selecting(found: Mapping[str, Curve], best: str | None) -> str | None:
