@@ -99,10 +99,10 @@ class TestAlone:
         _, batch, _, _, scanned, *_ = trained(path)
         counted = Counted(build(path))
         trainer = pd.Trainer(counted.objective, OPTIMIZER, mesh=Mesh(np.array(jax.devices()), ("data",)))
-        state = trainer.init(0, batch)
+        state = jax.jit(trainer.pure.init)(jax.random.key(0), batch)  # `trained` has checked the batch
         for _ in range(3):
             state, _ = trainer.step(state, batch)
-        assert counted.traces <= 2
+        assert counted.traces == 1
         assert len(state.params["model"]["encoder"]["kernel"].sharding.device_set) == 8
         assert_close(state.params, scanned.params, 1e-4, 1e-5)
 

@@ -46,7 +46,8 @@ def learner(child, steps=2):
 
 
 def started(objective, batches, seed=0):
-    return Trainer(objective, optax.sgd(0.1)).init(seed, batches.batch(jax.random.key(0), 0))
+    init = jax.jit(Trainer(objective, optax.sgd(0.1)).pure.init)  # no evaluation asks for the losses that init would check
+    return init(jax.random.key(seed), batches.batch(jax.random.key(0), 0))
 
 
 def kept(batches):
