@@ -30,7 +30,7 @@ def double():
 def cache(request, monkeypatch):
     """Small arrays take the direct ways; a cache of a few values makes them take the loops as well."""
     if request.param == "chunked":
-        monkeypatch.setattr(sys.modules["paradigms.nn.conv"], "_CACHE", 300)
+        monkeypatch.setattr(sys.modules["paradigms.nn.conv_modes"], "_CACHE", 300)
         jax.clear_caches()
     yield
     if request.param == "chunked":
