@@ -127,15 +127,15 @@ def test_eager_half_precision_and_fallbacks():
 def lowerings(module, x, w, g, shape):
     for mode, a, b in (("output", x, w), ("input", g, w), ("kernel", x, g)):
         yield (
-            module._reference(a, b, mode=mode, tasks=True, **shape),
-            module._reference(a[0], b[0], mode=mode, tasks=False, **shape),
-            module._cpu(a, b, mode=mode, tasks=True, **shape),
+            module.reference(a, b, mode=mode, tasks=True, **shape),
+            module.reference(a[0], b[0], mode=mode, tasks=False, **shape),
+            module.cpu(a, b, mode=mode, tasks=True, **shape),
         )
 
 
 def test_the_reference_lowering_of_other_platforms():
     """What is lowered elsewhere than on CPU, computed here: the three modes, with and without a task axis."""
-    module = sys.modules["paradigms.nn.conv"]
+    module = sys.modules["paradigms.nn.conv_modes"]
     x, w = arrays(4)
     for strides, padding, dilation in GEOMETRIES:
         pads = padding
@@ -143,7 +143,7 @@ def test_the_reference_lowering_of_other_platforms():
             reach = tuple((k - 1) * d + 1 for k, d in zip((3, 2), dilation, strict=True))
             pads = tuple(lax.padtype_to_pads((9, 8), reach, strides, padding))
         shape = dict(size=(9, 8), window=(3, 2), stride=strides, padding=pads, dilation=dilation, precision=None)
-        g = jnp.cos(jnp.ones((4, 3, *module._positions(**{k: v for k, v in shape.items() if k != "precision"}), 4)))
+        g = jnp.cos(jnp.ones((4, 3, *module.output_positions(**{k: v for k, v in shape.items() if k != "precision"}), 4)))
         results = jax.jit(lambda x, w, g, shape=shape: list(lowerings(module, x, w, g, shape)))(x, w, g)
         for theirs, one, ours in results:
             close(theirs, ours)
