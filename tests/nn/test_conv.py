@@ -62,14 +62,14 @@ def both(transform, geometry, *args):
         yield jax.jit(lambda *a, fs=fs: [transform(f)(*a) for f in fs])(*args)
 
 
-def close(ours, theirs):
+def assert_close(ours, theirs):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1.0, float(jnp.abs(b).max())))
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_two_orders_equal_lax(geometry, cache):
-    close(*both(lambda f: f, geometry, *arrays()))
+    assert_close(*both(lambda f: f, geometry, *arrays()))
 
 
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)], ids=["inputs", "kernels", "both"])
@@ -77,7 +77,7 @@ def test_two_orders_equal_lax(geometry, cache):
 def test_vmap_equals_lax(geometry, axes, cache):
     x, w = arrays(4)
     args = (x if axes[0] == 0 else x[0], w if axes[1] == 0 else w[0])
-    close(*both(lambda f: jax.vmap(f, axes), geometry, *args))
+    assert_close(*both(lambda f: jax.vmap(f, axes), geometry, *args))
 
 
 def test_gradient_through_vmap_and_nested_vmap():
@@ -88,8 +88,8 @@ def test_gradient_through_vmap_and_nested_vmap():
         mapped = jax.vmap(jax.vmap(f, (1, None)), (0, 0))
         return jax.grad(lambda x, w: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(mapped(x, w))), (0, 1))
 
-    close(*both(through, GEOMETRIES[1], x, w))
-    close(*both(lambda f: jax.vmap(jax.vmap(f, (None, 0)), (0, None)), GEOMETRIES[1], x[:, :, 0], w))
+    assert_close(*both(through, GEOMETRIES[1], x, w))
+    assert_close(*both(lambda f: jax.vmap(jax.vmap(f, (None, 0)), (0, None)), GEOMETRIES[1], x[:, :, 0], w))
 
 
 def test_maml_in_scan_equals_lax():
@@ -105,7 +105,7 @@ def test_maml_in_scan_equals_lax():
             return value(x, w)
 
         results.append(jax.jit(jax.grad(lambda w, x, f=adapted: jax.vmap(f, (None, 0))(w, x).sum()))(w[0], x))
-    close(*results)
+    assert_close(*results)
 
 
 def test_eager_half_precision_and_fallbacks():
@@ -146,8 +146,8 @@ def test_the_reference_lowering_of_other_platforms():
         g = jnp.cos(jnp.ones((4, 3, *module.output_positions(**{k: v for k, v in shape.items() if k != "precision"}), 4)))
         results = jax.jit(lambda x, w, g, shape=shape: list(lowerings(module, x, w, g, shape)))(x, w, g)
         for theirs, one, ours in results:
-            close(theirs, ours)
-            close(one, ours[0])
+            assert_close(theirs, ours)
+            assert_close(one, ours[0])
 
 
 def test_sharded_equals_unsharded():
@@ -156,7 +156,7 @@ def test_sharded_equals_unsharded():
     f = jax.jit(jax.grad(lambda w, x: jnp.sum(jnp.sin(conv2d(x, w, dimension_numbers=LAYOUT)))))
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
-    close(f(jax.device_put(w, jax.NamedSharding(mesh, jax.P())), sharded), f(w, x))
+    assert_close(f(jax.device_put(w, jax.NamedSharding(mesh, jax.P())), sharded), f(w, x))
 
 
 def test_channel_mismatch_says_so():
