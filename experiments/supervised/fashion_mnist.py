@@ -35,7 +35,7 @@ class Config:
     seeds: int = 5
     """Runs of each network, trained together."""
     mlp_epochs: int = 20
-    cnn_epochs: int = 16
+    cnn_epochs: int = 11
     batch_size: int = 128
     learning_rate: float = 2e-3
     """Highest rate of a one-cycle schedule with AdamW."""
