@@ -54,8 +54,8 @@ class Counted:
         self.objective = objective._replace(losses=losses)
 
 
-@functools.cache
-def trained(path, aggregate="sum"):
+@functools.cache  # a default would be another key than the same value given
+def trained(path, aggregate):
     """Shared by the tests of one entry: its trainer, and its states after a scan of three steps and after a boundary."""
     batch = batch_for(path)
     counted = Counted(build(path))
@@ -90,13 +90,13 @@ class TestAlone:
 
     def test_one_trace(self, path):
         # once to check the batch, once for the scan: never once a step
-        trainer, batch, start, *_, traces = trained(path)
+        trainer, batch, start, *_, traces = trained(path, "sum")
         assert traces <= 2
         trainer.scan(jax.tree.map(jnp.copy, start), source(batch), 3)
         assert trainer._scan._cache_size() == 1
 
     def test_steps_on_eight_devices_equal_a_scan_on_one(self, path):
-        _, batch, _, _, scanned, *_ = trained(path)
+        _, batch, _, _, scanned, *_ = trained(path, "sum")
         counted = Counted(build(path))
         trainer = pd.Trainer(counted.objective, OPTIMIZER, mesh=Mesh(np.array(jax.devices()), ("data",)))
         state = jax.jit(trainer.pure.init)(jax.random.key(0), batch)  # `trained` has checked the batch
@@ -107,7 +107,7 @@ class TestAlone:
         assert_close(state.params, scanned.params, 2e-5, 1e-5)
 
     def test_dtypes_are_kept(self, path):
-        trainer, batch, start, *_ = trained(path)
+        trainer, batch, start, *_ = trained(path, "sum")
 
         def halved(tree):
             cast = lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x
@@ -119,7 +119,7 @@ class TestAlone:
         assert shapes(new.params) == shapes(half.params)
 
     def test_checkpoint_is_exact(self, path, tmp_path):
-        *_, scanned, _, done, _ = trained(path)
+        *_, scanned, _, done, _ = trained(path, "sum")
         with Checkpoints(tmp_path) as saves:
             saves.save(3, done)
         with Checkpoints(tmp_path) as saves:
