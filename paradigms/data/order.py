@@ -10,6 +10,7 @@ from paradigms.objective import concrete
 # Each round leaves a position where it was with probability 1/2, so 24 rounds leave one in 17 million there. Sixteen
 # are enough for chi-squared tests of single positions and of pairs at every size tried.
 _ROUNDS = 24
+_LOOPS = 4  # more trace faster, and an iteration on an accelerator costs microseconds
 _GOLDEN = 0x9E3779B9
 _LARGEST = 2**30
 
@@ -51,17 +52,17 @@ def order(key, epoch, positions, n):
     second = _mix(words[1] + _mix(epoch ^ np.uint32(0x85EBCA6B)))
 
     def rounds(i, x):
-        for j in range(_ROUNDS // 2):
-            constant = (jnp.asarray(i, jnp.uint32) * np.uint32(_ROUNDS // 2) + np.uint32(j + 1)) * np.uint32(_GOLDEN)
+        for j in range(_ROUNDS // _LOOPS):
+            constant = (jnp.asarray(i, jnp.uint32) * np.uint32(_ROUNDS // _LOOPS) + np.uint32(j + 1)) * np.uint32(_GOLDEN)
             partner = _mix(first + constant) % size + (size - x)
             partner = jnp.where(partner >= size, partner - size, partner)
             swap = _mix(jnp.maximum(x, partner) ^ (second + constant)) >> np.uint32(31)
             x = jnp.where(swap == 1, partner, x)
         return x
 
-    # A loop of two, because XLA:CPU fuses straight-line code into the gather of the rows and would evaluate all rounds
+    # A loop, because XLA:CPU fuses straight-line code into the gather of the rows and would evaluate all rounds
     # again for each pixel (60 ms a batch instead of 0.3); an optimization barrier does not stop it.
-    return lax.fori_loop(0, 2, rounds, x).astype(jnp.int32)
+    return lax.fori_loop(0, _LOOPS, rounds, x).astype(jnp.int32)
 
 
 def locate(step, batch_size: int, n, most: int | None = None):
