@@ -20,7 +20,7 @@ from paradigms import data, logging, mesh, nn
 from tests import worker
 from tests.test_fit import TRAIN, VALIDATION
 
-CHUNK, STEPS = 100, 3000
+CHUNK, STEPS = 100, 1500
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ class Deadly:
         return self._source.chunk(step, n)
 
 
-def digits(folder, steps=3000):
+def digits(folder, steps=1500):
     """Trains an MLP on the handwritten digits, goes on where the folder's checkpoints end, and keeps the params."""
     import jax
     import numpy as np
