@@ -60,7 +60,7 @@ def trained(path, aggregate):
     batch = batch_for(path)
     counted = Counted(build(path))
     trainer = pd.Trainer(counted.objective, OPTIMIZER, AGGREGATORS[aggregate]())
-    start = trainer.init(0, batch)
+    start = trainer.init(0, batch) if path in ALONE else jax.jit(trainer.pure.init)(jax.random.key(0), batch)  # unchecked
     before = shapes(start)
     kept = jax.tree.map(jnp.copy, start)
     scanned, metrics = trainer.scan(start, source(batch), 3)

@@ -1,10 +1,6 @@
-"""Small real runs in processes of their own, for tests that kill them.
-
-``python -m tests.worker FOLDER [PORT COUNT ID STEP SIGNAL]``
-"""
+"""Small real runs in processes of their own, for tests that kill them."""
 
 import os
-import sys
 import time
 
 
@@ -45,6 +41,7 @@ def digits(folder, steps=1500):
 
 def together(folder, port, count, number, step, signum):
     """One of `count` processes that train together; process 1 is sent `signum` at `step`."""
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -67,8 +64,3 @@ def together(folder, port, count, number, step, signum):
         params = multihost_utils.process_allgather(run.state.params, tiled=True)
     if number == 0:
         np.savez(f"{folder}/end.npz", *[np.asarray(leaf) for leaf in jax.tree.leaves(params)])
-
-
-if __name__ == "__main__":
-    folder, *rest = sys.argv[1:]
-    together(folder, *map(int, rest)) if rest else digits(folder)

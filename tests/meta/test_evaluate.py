@@ -14,10 +14,23 @@ from paradigms.data import Source, episodes
 TASKS, WAYS, SHOTS, QUERIES = 3, 3, 2, 4
 
 
-def source(rng, tasks=TASKS):
+def source(rng):
+    """Four batches, one after the other."""
+
+    def part(rows):
+        y = np.tile(np.repeat(np.arange(WAYS, dtype=np.int32), rows), (4, TASKS, 1))
+        x = np.take_along_axis(centres, y[..., None], 2) + rng.normal(size=(*y.shape, 2))
+        return {"x": x.astype(np.float32), "y": y}
+
+    centres = rng.normal(size=(4, TASKS, WAYS, 2))
+    batches = {"support": part(SHOTS), "query": part(QUERIES)}
+    return Source(batches, lambda arrays, key, step: jax.tree.map(lambda leaf: jnp.asarray(leaf)[step], arrays), 4, TASKS)
+
+
+def sampled(rng):
     y = np.repeat(np.arange(6), 8)
     x = (rng.normal(size=(6, 2))[y] + rng.normal(size=(48, 2))).astype(np.float32)
-    return episodes({"x": x, "y": y}, ways=WAYS, shots=SHOTS, queries=QUERIES, tasks=tasks)
+    return episodes({"x": x, "y": y}, ways=WAYS, shots=SHOTS, queries=QUERIES, tasks=TASKS)
 
 
 def linear():
@@ -162,7 +175,7 @@ def test_runs_come_first_and_share_their_tasks(rng):
 
 
 def test_tasks_are_the_same_for_a_key_and_fresh_for_another(rng):
-    batches = source(rng)
+    batches = sampled(rng)
     objective = learner(linear())
     state = started(objective, batches)
     one, again, other = (
