@@ -33,6 +33,13 @@ def pytest_xdist_auto_num_workers(config):
     return (os.cpu_count() or 1) + 1
 
 
+def pytest_itemcollected(item):
+    """Where tests run in several processes, those that share a fixture of their module do so in one of them."""
+    found = [item._fixtureinfo.name2fixturedefs.get(name, ()) for name in item.fixturenames]
+    if any(definitions and definitions[-1].scope == "module" for definitions in found):
+        item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
 @pytest.fixture(autouse=True)
 def few_programs():
     """Drops compiled programs before there are too many: each maps memory, and Linux gives a process 65,530 maps."""

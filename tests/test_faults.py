@@ -1,6 +1,5 @@
 """A real run that is killed again and again, and one of two processes that is."""
 
-import multiprocessing
 import random
 import signal
 import socket
@@ -15,21 +14,9 @@ import paradigms as pd
 from paradigms import data, logging, mesh, nn
 from tests import worker
 from tests.test_fit import TRAIN, VALIDATION
+from tests.worker import start
 
 CHUNK, STEPS = 100, 1500
-
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["paradigms", "tests.worker", "orbax.checkpoint.experimental.v1", "flax.nnx", "sklearn.datasets"]
-)
-
-
-def start(target, *args):
-    """`target` in a process forked from one that has imported everything and computed nothing."""
-    process = CONTEXT.Process(target=target, args=args)
-    process.start()
-    return process
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,8 @@
 
 import importlib.util
 import json
-import pathlib
-import subprocess
-import sys
+import os
+import signal
 import textwrap
 import time
 
@@ -20,8 +19,8 @@ import paradigms as pd
 from experiments import __main__ as command
 from paradigms import data, logging
 from paradigms.sweep import Sweep, numeric, plot, table
+from tests.worker import start
 
-ROOT = pathlib.Path(__file__).parent.parent
 SILENT = logging.several()
 DIGITS = data.load("digits")
 SOURCE = data.resident(DIGITS.train, 32)
@@ -73,27 +72,23 @@ def test_values_are_those_of_runs_alone_chosen_by_validation(whole):
     assert stored["rows"] == found.rows
 
 
-KILLED = """
-import os, signal, sys
-import tests.conftest
-from paradigms import logging
-from tests.test_sweep import swept
+def killed(folder):
+    """A sweep whose process is killed at the last evaluation of its second group, after the checkpoints of that."""
+    rows = []
 
-rows = []
+    def write(step, row):
+        rows.append(step)
+        if len(rows) == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def write(step, row):
-    rows.append(step)
-    if len(rows) == 6:  # the last evaluation of the second group, after its checkpoints
-        os.kill(os.getpid(), signal.SIGKILL)
-
-swept(seeds=2, folder=sys.argv[1], log=logging.Writer(write))
-"""
+    swept(seeds=2, folder=folder, log=logging.Writer(write))
 
 
 def test_a_killed_sweep_goes_on_and_ends_in_the_same_bits(whole, tmp_path):
     found, folder = whole
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert killed.returncode == -9, killed.stderr
+    process = start(killed, tmp_path)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert (tmp_path / "000" / "scores.json").exists()
     assert not (tmp_path / "001" / "scores.json").exists()
     assert any((tmp_path / "001" / "checkpoints").iterdir())
@@ -331,19 +326,16 @@ def shared(path, seed, log=SILENT):
 
 @OPTUNA
 def test_two_processes_share_a_study(tmp_path):
-    path, code = (
-        tmp_path / "journal.log",
-        "import sys, tests.conftest; from tests import test_sweep as t; t.shared(sys.argv[1], 1)",
-    )
-    other = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    path = tmp_path / "journal.log"
+    other = start(shared, path, 1)
 
     def wait(step, row):  # until the other has asked as well: both train at once
-        while len(opened(path).trials) < 2 and other.poll() is None:
+        while len(opened(path).trials) < 2 and other.is_alive():
             time.sleep(0.1)
 
     shared(path, 2, logging.Writer(wait))
-    said = other.communicate()[1]
-    assert other.returncode == 0, said
+    other.join()
+    assert other.exitcode == 0
     trials = opened(path).trials
     assert 2 <= len(trials) <= 3  # at most the batch that the other had in flight
     assert {trial.state.name for trial in trials} == {"COMPLETE"}

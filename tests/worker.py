@@ -1,7 +1,20 @@
 """Small real runs in processes of their own, for tests that kill them."""
 
+import multiprocessing
 import os
 import time
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["paradigms", "tests.worker", "orbax.checkpoint.experimental.v1", "flax.nnx", "sklearn.datasets"]
+)
+
+
+def start(target, *args):
+    """`target` in a process forked from one that has imported everything and computed nothing."""
+    process = CONTEXT.Process(target=target, args=args)
+    process.start()
+    return process
 
 
 class Deadly:

@@ -26,15 +26,17 @@ def double():
         yield
 
 
-@pytest.fixture(params=["whole", "chunked"])
-def cache(request, monkeypatch):
+@pytest.fixture(scope="module", params=["whole", "chunked"])
+def cache(request):
     """Small arrays take the direct ways; a cache of a few values makes them take the loops as well."""
-    if request.param == "chunked":
-        monkeypatch.setattr(sys.modules["paradigms.nn.conv_modes"], "_CACHE", 300)
+    if request.param == "whole":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["paradigms.nn.conv_modes"], "_CACHE", 300)
         jax.clear_caches()
-    yield
-    if request.param == "chunked":
-        jax.clear_caches()
+        yield
+    jax.clear_caches()
 
 
 def arrays(*lead):
