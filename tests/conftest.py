@@ -44,7 +44,7 @@ def pytest_itemcollected(item):
 def few_programs():
     """Drops compiled programs before there are too many: each maps memory, and Linux gives a process 65,530 maps."""
     yield
-    if next(TESTS) % 10 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 25_000:
+    if next(TESTS) % 10 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 40_000:
         jax.clear_caches()
         gc.collect()
 

@@ -69,11 +69,14 @@ def together(folder, port, count, number, step, signum):
 
     mesh.SMALL = 64
     net = pd.from_nnx(lambda rngs: nn.MLP(6, (64,), 3, rngs=rngs))
-    with jax.set_mesh(mesh.make_mesh(data=4, model=2)):
-        trainer = pd.Trainer(pd.supervised(net), optax.adam(1e-2))
-        source = Deadly(data.resident(TRAIN, 40), step if number == 1 else -1, signum)
-        options = {"chunk": 10, "checkpoint_every": 10, "validation": VALIDATION, "log": logging.several()}
-        run = pd.fit(trainer, source, 40, folder=folder, resume=True, **options)
-        params = multihost_utils.process_allgather(run.state.params, tiled=True)
-    if number == 0:
-        np.savez(f"{folder}/end.npz", *[np.asarray(leaf) for leaf in jax.tree.leaves(params)])
+    try:
+        with jax.set_mesh(mesh.make_mesh(data=4, model=2)):
+            trainer = pd.Trainer(pd.supervised(net), optax.adam(1e-2))
+            source = Deadly(data.resident(TRAIN, 40), step if number == 1 else -1, signum)
+            options = {"chunk": 10, "checkpoint_every": 10, "validation": VALIDATION, "log": logging.several()}
+            run = pd.fit(trainer, source, 40, folder=folder, resume=True, **options)
+            params = multihost_utils.process_allgather(run.state.params, tiled=True)
+        if number == 0:
+            np.savez(f"{folder}/end.npz", *[np.asarray(leaf) for leaf in jax.tree.leaves(params)])
+    finally:
+        jax.distributed.shutdown()  # no process leaves before the other is done: a forked one runs no exit handlers
