@@ -112,8 +112,9 @@ def method(
             return Learner(continual.mas(plain, weight), optimizer)
         case "rwalk":
             return Learner(continual.rwalk(plain, weight), optimizer)
-        case "lwf":
-            return Learner(continual.lwf(plain, table, weight, 2.0), optimizer)
+        case "lwf":  # the authors' loss is over the classes seen so far, and their distillation lacks the factor T^2
+            seen = pd.supervised(network, active=continual.class_incremental(table))
+            return Learner(continual.lwf(seen if wrap is None else wrap(seen), table, weight / 4, 2.0), optimizer)
         case "er":
             return Learner(pd.rehearsal(plain, memory, replay), optimizer)
         case "er_ace":

@@ -4,7 +4,8 @@ Paper:     Buzzega et al. (2020), table 2, "Dark experience for general continua
 Protocol:  "paper": ResNet-18 from scratch, 50 epochs a task, batch 32 and 32 replayed, crop and flip of stream and memory
            alike, plain SGD, the rates and weights that the authors chose. "short": a ResNet-18 of a quarter of the width, one
            epoch a task, for CPUs. The loss is over all ten classes; "accuracy" is among the classes seen so far, "task
-           accuracy" among the two of the task. Interval over seeds.
+           accuracy" among the two of the task. Interval over seeds. LwF's loss is over the classes seen so far, as the authors
+           have it; their epochs for the new outputs alone are left out.
 Command:   python -m experiments continual.split_cifar10 --tier paper
 Hardware:  paper: a GPU; short: 2 CPU cores.
 Published: DER++ with 500 examples 0.7270 / 0.9388; see PUBLISHED. HAL, GSS and FDR are left out.

@@ -3,7 +3,8 @@
 Paper:     Buzzega et al. (2020), "Dark experience for general continual learning", supplementary material (S-MNIST).
 Protocol:  digits 0 and 1, then 2 and 3, ...; one epoch, batch 10; 784-100-100-10; plain SGD, the rates and weights that the
            authors chose. The loss is over all ten classes; "accuracy" is among the classes seen so far, "task accuracy"
-           among the two of the task. Interval over seeds. An epoch of each task has as many steps as their mean.
+           among the two of the task. Interval over seeds. An epoch of each task has as many steps as their mean. LwF's loss
+           is over the classes seen so far, as the authors have it; their epoch for the new outputs alone is left out.
 Command:   python -m experiments continual.split_mnist
 Hardware:  2 CPU cores.
 Published: DER++ with 500 examples 0.9100; see PUBLISHED. HAL, GSS and FDR are left out.
