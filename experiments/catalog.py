@@ -81,8 +81,9 @@ def table(root: pathlib.Path = HERE) -> str:
     for name, result in results(root).items():
         metrics, published = result["metrics"], result["published"]
         for metric in [metric for metric in metrics if metric in published] or list(metrics)[:1]:
-            cells = name, metric, shown(published.get(metric), "std"), shown(metrics[metric])
-            cells += str(len(metrics[metric]["values"])), f"{result['device']}, {result['seconds']['run']:.0f} s"
+            number = metrics[metric]
+            cells = name, metric, shown(published.get(metric), "std"), shown(number)
+            cells += str(len(number["values"])), f"{number['device']}, {number['seconds']:.0f} s"
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

@@ -179,12 +179,17 @@ def _check_default(module: Any, config: Any) -> None:
 
 
 def _save(result: dict, options: Options, root: pathlib.Path) -> None:
-    """Writes the result from which the table is made; metrics of another choice of the protocol stay beside it."""
+    """Writes the result from which the table is made; metrics of another choice of the protocol stay beside it.
+
+    Each metric has the device and the seconds of the run that measured it.
+    """
     if not options.save_result:
         return
     path = root / "results" / f"{result['experiment']}.json"
     before = files.read(path)["metrics"] if path.exists() else {}
-    files.write(path, json.dumps({**result, "metrics": {**before, **result["metrics"]}}, indent=2) + "\n")
+    where = {"device": result["device"], "seconds": result["seconds"]["run"]}
+    now = {metric: {**number, **where} for metric, number in result["metrics"].items()}
+    files.write(path, json.dumps({**result, "metrics": {**before, **now}}, indent=2) + "\n")
 
 
 def require(config: Any, **limits: float) -> None:

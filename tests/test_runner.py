@@ -222,6 +222,8 @@ def test_only_a_run_that_is_told_to_writes_a_result_and_the_table_shows_it(root,
     assert not (root / "results").exists()
     assert run(root, "--save-result") == 0
     capsys.readouterr()
+    saved = json.loads((root / "results" / "toy.bench.json").read_text())
+    assert saved["metrics"]["accuracy"]["seconds"] == saved["seconds"]["run"]  # of the run that measured this one
     assert command.main(["table"], root) == 0
     head, rule, row = capsys.readouterr().out.splitlines()
     assert head.count("|") == rule.count("|") == row.count("|")
