@@ -157,8 +157,8 @@ TRANSFORMS = {
 }
 AGGREGATORS = {"sum": lambda: None, "pcgrad": pd.pcgrad, "agem": continual.agem, "gem": continual.gem}
 
-# Each of the five that must compose with everything, and others on both sides; the whole product is marked slow. Some more
-# are with the aggregators (tests/test_contracts.py).
+# Each of the five that must compose with everything, and others beside them; the whole product is marked slow. Some more are
+# with the aggregators (tests/test_contracts.py).
 COMPOSITIONS = [
     ("rehearsal", "adversarial", "supervised"),
     ("adversarial", "rehearsal", "supervised"),

@@ -223,7 +223,13 @@ def test_only_a_run_that_is_told_to_writes_a_result_and_the_table_shows_it(root,
     assert run(root, "--save-result") == 0
     capsys.readouterr()
     saved = json.loads((root / "results" / "toy.bench.json").read_text())
-    assert saved["metrics"]["accuracy"]["seconds"] == saved["seconds"]["run"]  # of the run that measured this one
+    assert saved["metrics"]["accuracy"]["seconds"] == saved["seconds"]["run"]
+    other = {"mean": 1, "values": [1], "device": "another", "seconds": 7}  # of another choice, by another run
+    saved["metrics"]["other"] = other
+    (root / "results" / "toy.bench.json").write_text(json.dumps(saved))
+    assert run(root, "--save-result") == 0
+    assert json.loads((root / "results" / "toy.bench.json").read_text())["metrics"]["other"] == other
+    capsys.readouterr()
     assert command.main(["table"], root) == 0
     head, rule, row = capsys.readouterr().out.splitlines()
     assert head.count("|") == rule.count("|") == row.count("|")
