@@ -115,7 +115,7 @@ def experience(
     home = None if folder is None else pathlib.Path(folder)
 
     example = tasks.train(0, batch_size, transform=transform)
-    state = trainer.init(key, jax.jit(lambda source: source.opened(jax.random.key(0)).batch(jax.random.key(0), 0))(example))
+    state = trainer.init(key, example.opened(jax.random.key(0)).batch(jax.random.key(0), 0))
     tests = [tasks.whole(part, task) for task in range(len(tasks))]
 
     def test(state, task, ahead=ahead):

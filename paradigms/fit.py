@@ -228,8 +228,7 @@ def _writer(home, steps: int, from_step: int, trainer: Trainer, source, log, com
 
 
 def _example(source) -> Batch:
-    chunk = source.chunk(0, 1)
-    return jax.jit(lambda chunk, key: chunk.batch(key, 0))(chunk, jax.random.key(0))
+    return source.chunk(0, 1).batch(jax.random.key(0), 0)
 
 
 def _check_whole(trainer: Trainer, source, batch: Batch) -> None:

@@ -27,7 +27,7 @@ def trainer(objective=None):
 
 
 def example(source):
-    return jax.jit(lambda source: source.opened(jax.random.key(0)).batch(jax.random.key(0), 0))(source)
+    return source.opened(jax.random.key(0)).batch(jax.random.key(0), 0)
 
 
 def right(state, task):
@@ -166,3 +166,13 @@ def test_rehearsal_remembers_what_fine_tuning_forgets():
 def test_bad_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         pd.experience(trainer(), TASKS, **{"batch_size": 16, **options})
+
+
+def test_a_stream_on_a_mesh_is_the_stream_on_one_device():
+    objective, options = pd.ewc(pd.supervised(linear()), 1.0), {"batch_size": 16, "steps": 10, "boundary_rows": 80}
+    alone = pd.experience(trainer(objective), TASKS, **options)
+    spread = pd.Trainer(objective, optax.sgd(0.1), mesh=pd.mesh.make_mesh(data=8))
+    found = pd.experience(spread, TASKS, **options)
+    assert len(found.state.params["model"]["w"].sharding.device_set) == 8
+    np.testing.assert_allclose(found.state.params["model"]["w"], alone.state.params["model"]["w"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.matrix["accuracy"], alone.matrix["accuracy"], atol=0.01)

@@ -54,7 +54,7 @@ def digits(folder, steps=1500):
 
 def together(folder, port, count, number, step, signum):
     """One of `count` processes that train together; process 1 is sent `signum` at `step`."""
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)

@@ -47,7 +47,7 @@ def trainer(dark, widths=WIDTHS, replay=REPLAY):
 
 def library(source, dark, calls):
     ours = trainer(dark)
-    box = {"state": ours.init(0, jax.jit(lambda s: s.batch(jax.random.key(0), 0))(source))}
+    box = {"state": ours.init(0, source.batch(jax.random.key(0), 0))}
 
     def run():
         box["state"], metrics = ours.scan(box["state"], source, calls)
@@ -168,7 +168,7 @@ def run_whole(repeats):
     tasks, widths, batch = stream(), (784, 100, 100, 10), 128
     ours = trainer(True, widths, batch)
     experience(ours, tasks, batch_size=batch, steps=1, boundary=None)  # compiles
-    state = ours.init(0, jax.jit(lambda s: s.opened(jax.random.key(0)).batch(jax.random.key(0), 0))(tasks.train(0, batch)))
+    state = ours.init(0, tasks.train(0, batch).opened(jax.random.key(0)).batch(jax.random.key(0), 0))
     start = time.perf_counter()
     for task in range(len(tasks)):
         state, values = ours.advance(state, tasks.train(task, batch, start=469 * task), 469)
@@ -193,7 +193,7 @@ def run_whole(repeats):
 def seeds(repeats, count=10):
     tasks, widths, batch, calls = stream(2), (784, 100, 100, 10), 128, 100
     source = tasks.train(0, batch)
-    example = jax.jit(lambda s: s.opened(jax.random.key(0)).batch(jax.random.key(0), 0))(source)
+    example = source.opened(jax.random.key(0)).batch(jax.random.key(0), 0)
     one, many = trainer(True, widths, batch), pd.vectorize(lambda: trainer(True, widths, batch), seeds=count)
     box = {"one": one.init(0, example), "many": many.init(0, example)}
 

@@ -59,7 +59,7 @@ def random_split():
 def episodes(tasks, shots=1):
     """A source of episodes and a batch of it."""
     source = data.episodes(random_split(), ways=WAYS, shots=shots, queries=shots, tasks=tasks)
-    return source, jax.jit(lambda s: s.batch(jax.random.key(0), 0))(source)
+    return source, source.batch(jax.random.key(0), 0)
 
 
 def trainer(steps):

@@ -127,7 +127,7 @@ def library(case, split):
     """Some steps in one call, and the same steps one call each."""
     trainer = pd.Trainer(pd.supervised(case["model"]), optax.adam(1e-3))
     source = data.resident(split, case["batch"])
-    batch = jax.jit(lambda s: s.batch(jax.random.key(0), 0))(source)
+    batch = source.batch(jax.random.key(0), 0)
     box = {"scan": trainer.init(0, batch), "step": trainer.init(0, batch)}
 
     def scan():

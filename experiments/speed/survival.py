@@ -51,7 +51,7 @@ def checkpoints():
 
 def scans(make, source, steps):
     """`steps` updates in one call, plain and guarded."""
-    batch = jax.jit(lambda s: s.batch(jax.random.key(0), 0))(source)
+    batch = source.batch(jax.random.key(0), 0)
     trainers = {"plain": make(guard=False), "guarded": make(guard=True)}
     box = {name: trainer.init(0, batch) for name, trainer in trainers.items()}
 

@@ -44,7 +44,7 @@ class Source:
 
     def opened(self, key) -> "Source":
         """This source for one run and one compiled call, before its first `batch`; `key` is the same for the whole run."""
-        return self if self.prepare is None else dataclasses.replace(self, arrays=self.prepare(self.arrays, key))
+        return self if self.prepare is None else dataclasses.replace(self, arrays=_prepare(self, key))
 
     def batch(self, key, step) -> dict:
         """The batch at a step.
@@ -56,7 +56,7 @@ class Source:
         Returns:
           A dict of arrays (batch_size, ...).
         """
-        return self.get(self.arrays, key, step)
+        return _get(self, key, step)
 
     def chunk(self, step: int, n: int) -> "Source":
         """A source that has the batches of steps [step, step + n).
@@ -74,6 +74,11 @@ class Source:
     def steps_per_epoch(self) -> int:
         """Batches that cover the examples once, rounded up."""
         return -(-self.size // self.batch_size)
+
+
+# Inside a program these are part of it. Outside they compile once, where a batch by single operations compiles each of them.
+_prepare = jax.jit(lambda source, key: source.prepare(source.arrays, key), inline=True)
+_get = jax.jit(lambda source, key, step: source.get(source.arrays, key, step), inline=True)
 
 
 def resident(split: dict, batch_size: int, *, transform: Callable | None = None, shuffle: bool = True) -> Source:

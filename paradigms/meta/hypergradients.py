@@ -110,6 +110,8 @@ def implicit(strength: float, solve: Solve | None = None) -> Hypergradient:
             return strength / 2 * optax.tree.norm(optax.tree.sub(fast, start.fast), squared=True)
 
         done, _ = _steps(lambda c: loop.step(c, lax.stop_gradient, pull), start, 0, loop.steps, None)
+        if not isinstance(loop.steps, int):  # nothing is differentiated
+            return done, None
         done = lax.stop_gradient(done)
 
         def residual(given, fast, theta):  # zero at the minimiser, whose derivative is therefore -A^-1 of this one's

@@ -15,8 +15,7 @@ SPLIT = {"x": np.stack([LABELS * 10, np.arange(46)], -1).astype(np.float32), "y"
 @pytest.fixture(scope="module")
 def drawn():
     source = data.episodes(SPLIT, ways=WAYS, shots=SHOTS, queries=QUERIES, tasks=TASKS)
-    batch = jax.jit(lambda source, step: source.batch(jax.random.key(0), step))
-    return [jax.tree.map(np.asarray, batch(source, step)) for step in range(8)]
+    return [jax.tree.map(np.asarray, source.batch(jax.random.key(0), step)) for step in range(8)]
 
 
 def test_shapes_and_labels(drawn):

@@ -92,8 +92,8 @@ def test_parameter_counts_of_the_docstrings(network):
 def test_shapes_dtypes_and_state(name, dtype):
     factory, x, features, logits = SMALL[name]
     init, apply = pure(lambda rngs: factory(dtype=dtype, rngs=rngs))
-    # a random number for every shape of kernel is compiled by itself: longer than the deep networks take otherwise
-    params, state = made_up(jax.eval_shape(init, jax.random.key(0))) if name in DEEP else init(jax.random.key(0))
+    # random numbers are compiled for every shape of kernel by itself: longer than the networks take otherwise
+    params, state = made_up(jax.eval_shape(init, jax.random.key(0)))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((params, state)))  # so no keys either
     assert bool(state) == (name in WITH_STATE)
     still, same = apply(params, state, x, False)
