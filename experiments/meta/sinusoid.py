@@ -5,8 +5,9 @@ Protocol:  y = A sin(x - phi), A in [0.1, 5], phi in [0, pi], x in [-5, 5]; an M
            Adam (0.001) on 25 tasks with as many queries as shots; one inner step of SGD (0.01). Reptile trains on both
            parts of a task by five steps, under Adam too. Mean squared error on the queries of 600 fresh tasks after 1, 5
            and 10 steps; last weights; interval over tasks. Kernels start with a deviation of 0.01, as in the authors' code.
+           More steps than were trained can diverge on single tasks, which the mean then shows.
 Command:   python -m experiments meta.sinusoid
-Hardware:  2 CPU cores, under a minute a run of MAML, and there are six runs.
+Hardware:  2 CPU cores, one to two minutes a run, and there are six.
 Published: curves only in the paper; CAVIA's table 1 gives MAML at ten shots after one step 0.33 ± 0.02 (unverified).
 """
 

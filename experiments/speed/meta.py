@@ -38,6 +38,7 @@ import paradigms as pd
 from experiments.speed import measure, meta_peers
 from experiments.speed.meta_peers import CHANNELS, INNER, OUTER, WAYS
 from paradigms import data, nn
+from paradigms.meta import unrolled
 
 SIDE = 28
 
@@ -62,15 +63,15 @@ def episodes(tasks, shots=1):
     return source, source.batch(jax.random.key(0), 0)
 
 
-def trainer(steps):
+def trainer(steps, hypergradient=None):
     model = pd.from_nnx(lambda rngs: nn.Conv4((SIDE, SIDE, 1), WAYS, channels=CHANNELS, rngs=rngs))
-    return pd.Trainer(pd.maml(pd.supervised(model), optax.sgd(INNER), steps), optax.adam(OUTER))
+    return pd.Trainer(pd.maml(pd.supervised(model), optax.sgd(INNER), steps, hypergradient=hypergradient), optax.adam(OUTER))
 
 
 def library(source, batch, steps, calls):
-    """Some steps in one call, and the same steps one call each."""
-    ours = trainer(steps)
-    box = {"scan": ours.init(0, batch), "step": ours.init(0, batch)}
+    """Some steps in one call, the same steps one call each, and where inner steps are recomputed, the same without."""
+    ours, kept = trainer(steps), trainer(steps, unrolled(checkpoint=False))
+    box = {"scan": ours.init(0, batch), "step": ours.init(0, batch), "kept": kept.init(0, batch)}
 
     def scan():
         box["scan"], metrics = ours.scan(box["scan"], source, calls)
@@ -81,7 +82,12 @@ def library(source, batch, steps, calls):
             box["step"], metrics = ours.step(box["step"], batch)
         jax.block_until_ready(metrics)
 
-    return {"Trainer.scan": scan, "Trainer.step, one call a step": step}
+    def scan_kept():
+        box["kept"], metrics = kept.scan(box["kept"], source, calls)
+        jax.block_until_ready(metrics)
+
+    found = {"Trainer.scan": scan, "Trainer.step, one call a step": step}
+    return found if steps == 1 else {**found, "Trainer.scan, nothing recomputed": scan_kept}
 
 
 # --- JAX by hand ----------------------------------------------------------------------------------------------------

@@ -89,15 +89,11 @@ def sinusoids(
 
 
 def _sinusoid(key, shots, queries, amplitude, phase, inputs):
-    of_a, of_phi, of_x = jax.random.split(key, 3)
-    a, phi = _uniform(of_a, (), amplitude), _uniform(of_phi, (), phase)
-    x = _uniform(of_x, (shots + queries, 1), inputs)
+    drawn = jax.random.uniform(key, (2 + shots + queries, 1), jnp.float32)  # in one: each draw is a loop on a CPU
+    within = lambda values, low, high: low + (high - low) * values
+    a, phi, x = within(drawn[0], *amplitude), within(drawn[1], *phase), within(drawn[2:], *inputs)
     rows = {"x": x, "y": a * jnp.sin(x - phi)}
     return {"support": jax.tree.map(lambda r: r[:shots], rows), "query": jax.tree.map(lambda r: r[shots:], rows)}
-
-
-def _uniform(key, shape, between):
-    return jax.random.uniform(key, shape, jnp.float32, *between)
 
 
 def _range(name, given) -> tuple[float, float]:
