@@ -89,9 +89,9 @@ def sinusoids(
 
 
 def _sinusoid(key, shots, queries, amplitude, phase, inputs):
-    drawn = jax.random.uniform(key, (2 + shots + queries, 1), jnp.float32)  # in one: each draw is a loop on a CPU
+    drawn = jax.random.uniform(key, (2 + shots + queries,), jnp.float32)  # in one: each draw is a loop on a CPU
     within = lambda values, low, high: low + (high - low) * values
-    a, phi, x = within(drawn[0], *amplitude), within(drawn[1], *phase), within(drawn[2:], *inputs)
+    a, phi, x = within(drawn[0], *amplitude), within(drawn[1], *phase), within(drawn[2:, None], *inputs)
     rows = {"x": x, "y": a * jnp.sin(x - phi)}
     return {"support": jax.tree.map(lambda r: r[:shots], rows), "query": jax.tree.map(lambda r: r[shots:], rows)}
 
