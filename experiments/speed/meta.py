@@ -68,26 +68,32 @@ def trainer(steps, hypergradient=None):
     return pd.Trainer(pd.maml(pd.supervised(model), optax.sgd(INNER), steps, hypergradient=hypergradient), optax.adam(OUTER))
 
 
+def scanned(trainer, source, batch, calls):
+    """Some steps in one call."""
+    box = {"state": trainer.init(0, batch)}
+
+    def run():
+        box["state"], metrics = trainer.scan(box["state"], source, calls)
+        jax.block_until_ready(metrics)
+
+    return run
+
+
 def library(source, batch, steps, calls):
     """Some steps in one call, the same steps one call each, and where inner steps are recomputed, the same without."""
-    ours, kept = trainer(steps), trainer(steps, unrolled(checkpoint=False))
-    box = {"scan": ours.init(0, batch), "step": ours.init(0, batch), "kept": kept.init(0, batch)}
-
-    def scan():
-        box["scan"], metrics = ours.scan(box["scan"], source, calls)
-        jax.block_until_ready(metrics)
+    ours = trainer(steps)
+    box = {"state": ours.init(0, batch)}
 
     def step():
         for _ in range(calls):
-            box["step"], metrics = ours.step(box["step"], batch)
+            box["state"], metrics = ours.step(box["state"], batch)
         jax.block_until_ready(metrics)
 
-    def scan_kept():
-        box["kept"], metrics = kept.scan(box["kept"], source, calls)
-        jax.block_until_ready(metrics)
-
-    found = {"Trainer.scan": scan, "Trainer.step, one call a step": step}
-    return found if steps == 1 else {**found, "Trainer.scan, nothing recomputed": scan_kept}
+    rows = {"Trainer.scan": scanned(ours, source, batch, calls), "Trainer.step, one call a step": step}
+    if steps > 1:
+        kept = trainer(steps, unrolled(checkpoint=False))
+        rows["Trainer.scan, nothing recomputed"] = scanned(kept, source, batch, calls)
+    return rows
 
 
 # --- JAX by hand ----------------------------------------------------------------------------------------------------

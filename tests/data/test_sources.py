@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paradigms.data import Data, augment, batches, chain, crop, flip, mixup, resident, stream, windows
+from paradigms.data import Data, Source, augment, batches, chain, crop, flip, mixup, resident, stream, windows
 
 
 def _split(n=23):
@@ -173,3 +173,15 @@ def test_streams_check_what_they_are_given():
         stream(_records(), 1, workers=-1)
     with pytest.raises(ValueError, match="seed is -1"):
         stream(_records(), 1, seed=-1)
+
+
+def test_a_batch_outside_of_a_program_is_traced_once_for_all_steps():
+    traced = []
+
+    def get(arrays, key, step):
+        traced.append(step)
+        return {"x": arrays["x"][step]}
+
+    source = Source({"x": jnp.arange(4.0)}, get, 4, 1)
+    assert [float(source.batch(jax.random.key(0), step)["x"]) for step in range(4)] == [0, 1, 2, 3]
+    assert len(traced) == 1
