@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 import paradigms as pd
 from paradigms import data
 from paradigms.evaluation import evaluate
-from paradigms.objective import Objective, Update, hide, own
+from paradigms.objective import Objective, Update, fold, hide, own
 from tests.contracts import NET, batch_for, build, source
 
 BATCH = batch_for(("supervised",))
@@ -69,6 +69,27 @@ def test_chunk_is_one_dispatch_without_host_transfer():
     jaxpr = str(jax.make_jaxpr(trainer.pure.scan, static_argnums=2)(state, data, 4))
     assert "callback" not in jaxpr
     assert trainer._scan._cache_size() == 1
+
+
+@pytest.mark.parametrize(("n", "width"), [(7, 4), (130, 4), (12, 2**18)], ids=["at once", "in blocks", "one by one"])
+def test_scan_gives_every_step_its_own_batch(n, width):
+    def losses(params, state, batch, ctx):
+        return {"number": jnp.mean(batch["x"]) + params["w"]}, (state, {"step": ctx.step, "key": batch["key"][0]})
+
+    objective = Objective(lambda key, batch: ({"w": jnp.zeros(())}, {}), losses, lambda params, state, batch, ctx: ({}, state))
+    trainer, root = pd.Trainer(objective, optax.sgd(0.0)), jax.random.key(1)
+
+    def get(arrays, key, step):
+        return {"x": jnp.full((2, width), step, jnp.float32), "key": jax.random.bits(jax.random.fold_in(key, step), (2,))}
+
+    numbers = data.Source({}, get, 2, 2)
+    state, first = trainer.scan(trainer.init(root, numbers.batch(root, 0)), numbers, 2)
+    keys = [numbers.batch(fold(state.key, "data"), step)["key"][0] for step in range(2 + n)]
+    state, then = trainer.scan(state, numbers, n)
+    found = jax.tree.map(lambda *parts: np.concatenate(parts), first, then)
+    np.testing.assert_array_equal(found["number"], np.arange(2 + n))
+    np.testing.assert_array_equal(found["step"], np.arange(2 + n))
+    np.testing.assert_array_equal(found["key"], keys)
 
 
 @pytest.mark.parametrize("parts", [2, 4])
