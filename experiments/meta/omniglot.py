@@ -46,6 +46,11 @@ PUBLISHED = {
     "protonet/20-way 1-shot/inductive": {"mean": 0.960, "source": "Snell et al. 2017"},
     "protonet/20-way 5-shot/inductive": {"mean": 0.989, "source": "Snell et al. 2017"},
     "short/maml/5-way 1-shot/transductive": {"mean": 0.987, "source": "Finn et al. 2017: 60,000 updates of 32 tasks"},
+    "short/first_order/5-way 1-shot/transductive": {"mean": 0.983, "source": "Nichol et al. 2018: 60,000 updates of 32 tasks"},
+    "short/meta_sgd/5-way 1-shot/transductive": {"mean": 0.9953, "source": "Li et al. 2017 (unverified)"},
+    "short/imaml/5-way 1-shot/transductive": {"mean": 0.9916, "source": "Rajeswaran et al. 2019: 20,000 updates of 32 tasks"},
+    "short/reptile/5-way 1-shot/transductive": {"mean": 0.9768, "source": "Nichol et al. 2018: 100,000 updates"},
+    "short/reptile/5-way 1-shot/inductive": {"mean": 0.9539, "source": "Nichol et al. 2018: with settings of its own"},
     "short/protonet/5-way 1-shot/inductive": {"mean": 0.988, "source": "Snell et al. 2017: 60 ways"},
 }
 Method = Literal["maml", "first_order", "anil", "meta_sgd", "imaml", "reptile", "protonet"]
