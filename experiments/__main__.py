@@ -148,6 +148,8 @@ def fail(error: Exception, advice: str = "", debug: bool = False) -> int:
 
 def main(arguments: Sequence[str] | None = None, root: pathlib.Path = HERE) -> int:
     """The command line: the list, a command (`commands`) or an experiment with its flags; returns the exit code."""
+    # XLA says of programs kept on a processor with AVX-512 that they may not run there, which they do: jax-ml/jax#38445
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     name, *flags = list(sys.argv[1:] if arguments is None else arguments) or [""]
     try:
         if name in ("", "-h", "--help"):
