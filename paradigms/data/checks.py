@@ -40,6 +40,25 @@ def check_arrays(arrays, batch_size: int | None = None, what: str = "split") -> 
     return size
 
 
+def check_count(least: int = 1, **counts) -> None:
+    """Checks numbers of things.
+
+    Args:
+      least: the smallest that is allowed.
+      **counts: each by the name of its argument.
+
+    Raises:
+      ValueError: where one is no integer, or smaller.
+    """
+    for name, count in counts.items():
+        try:
+            whole = not isinstance(count, bool) and operator.index(count) >= least
+        except TypeError:
+            whole = False
+        if not whole:
+            raise ValueError(f"{name}={count!r}: must be an integer, {least} or more")
+
+
 def check_batch_size(batch_size: int, size: int) -> None:
     """Checks a batch size.
 

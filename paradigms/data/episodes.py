@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from paradigms.data.bind import bind
-from paradigms.data.checks import check_labels
+from paradigms.data.checks import check_count, check_labels
 from paradigms.data.order import order
 from paradigms.data.sources import Source
 from paradigms.data.transforms import pixels
@@ -76,11 +76,12 @@ def episodes(split: dict, *, ways: int, shots: int, queries: int, tasks: int, cl
       A source of such batches; `size` counts the rows in use.
 
     Raises:
-      ValueError: no "x" or "y", or labels that are not integers (N,); fewer classes than `ways`, or a class with fewer
-        rows than shots + queries; images to turn that are not square.
+      ValueError: no "x" or "y", or labels that are not integers (N,); counts that are no integers >= 1; fewer classes than
+        `ways`, or a class with fewer rows than shots + queries; images to turn that are not square.
       TypeError: `classes` is no `ClassDraw`.
     """
     labels = check_labels(split)
+    check_count(ways=ways, shots=shots, queries=queries, tasks=tasks)
     if "x" not in split:
         raise ValueError(f'split has no inputs "x", only {sorted(split)}')
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -88,13 +89,12 @@ def episodes(split: dict, *, ways: int, shots: int, queries: int, tasks: int, cl
     if not isinstance(classes, ClassDraw):
         raise TypeError(f"classes is {classes!r}, must be a ClassDraw: unturned(), turned() or turned_apart()")
     offered = classes.versions * len(members)
-    if not 1 <= ways <= offered:
+    if ways > offered:
         versions = f", each in {classes.versions} versions" if classes.versions > 1 else ""
         raise ValueError(f"ways={ways}: must be in [1, {offered}], the classes of the split{versions}")
-    if min(shots, queries, tasks) < 1 or shots + queries > fewest:
+    if shots + queries > fewest:
         raise ValueError(
-            f"shots={shots}, queries={queries}, tasks={tasks}: must be 1 or more, with shots + queries <= {fewest}, the rows "
-            "of the smallest class"
+            f"shots={shots}, queries={queries}: have to be at most {fewest} together, the rows of the smallest class"
         )
     shape = split["x"].shape
     if classes.turns is not None and (len(shape) not in (3, 4) or shape[1] != shape[2]):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from paradigms.data.bind import bind
+from paradigms.data.checks import check_count
 from paradigms.data.sources import Source
 
 
@@ -30,7 +31,7 @@ def task_family(sample: Callable, tasks: int) -> Source:
     """
     if not callable(sample):
         raise TypeError(f'sample is a {type(sample).__name__}, must be a function key -> {{"support": batch, "query": batch}}')
-    _check_count("tasks", tasks)
+    check_count(tasks=tasks)
     _check_episode(jax.eval_shape(sample, jax.random.key(0)))
     return Source({}, bind(_tasks, sample, tasks), tasks, tasks)
 
@@ -82,8 +83,7 @@ def sinusoids(
     Raises:
       ValueError: a count below 1; a range that is not two finite numbers in order.
     """
-    _check_count("shots", shots)
-    _check_count("queries", queries)
+    check_count(shots=shots, queries=queries)
     ranges = [_range(*given) for given in (("amplitude", amplitude), ("phase", phase), ("inputs", inputs))]
     return task_family(bind(_sinusoid, shots, queries, *ranges), tasks)
 
@@ -104,8 +104,3 @@ def _range(name, given) -> tuple[float, float]:
     if not -math.inf < low <= high < math.inf:
         raise ValueError(f"{name} is {given!r}, must be two finite numbers (low, high) with low <= high")
     return low, high
-
-
-def _check_count(name, count) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"{name} is {count!r}, must be an integer >= 1")

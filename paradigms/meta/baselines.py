@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from paradigms.batch import rows, weighted_mean
+from paradigms.data.checks import check_count
 from paradigms.meta.heads import Head
 from paradigms.meta.parts import Part, overlay, select
-from paradigms.meta.tasks import each, features, flat, together
+from paradigms.meta.tasks import each, features, flat, seen
 from paradigms.objective import Objective, concrete, context
 from paradigms.supervised import cross_entropy
 
@@ -32,9 +33,9 @@ def few_shot(child: Objective, head: Head) -> Objective:
     """
 
     def answer(params, state, episode, ctx):
-        support = episode["support"]
-        found = _features(child, params, state, together(episode), ctx.fold("features"))
-        shots, queries = jnp.split(found, [rows(support)])
+        support, (examples, asked) = episode["support"], seen(episode)
+        found = _features(child, params, state, examples, ctx.fold("features"))
+        shots, queries = found[: rows(support)], found[asked:]
         start = head.init(ctx.fold("head").key, found.shape[-1])
         logits = head.logits(start, shots, support["y"], queries, support.get("weight"))
         return {"logits": logits, "features": queries}
@@ -66,10 +67,9 @@ def fine_tuned(
     Raises:
       ValueError: steps or ways out of range; (at init) a child without "features".
     """
-    if concrete(steps) and steps < 0:
-        raise ValueError(f"steps={steps}: must be 0 or more")
-    if ways < 1:
-        raise ValueError(f"ways={ways}: must be 1 or more")
+    if concrete(steps):
+        check_count(steps=steps, least=0)
+    check_count(ways=ways)
     inner = optax.with_extra_args_support(inner)
 
     def answer(params, state, episode, ctx):

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from paradigms.data.checks import check_count
 from paradigms.model import Model
 
 
@@ -15,8 +16,7 @@ def with_context(model: Model, size: int) -> Model:
       model: takes inputs (rows, ..., features + size); for images the context is channels that are constant over an image.
       size: >= 1.
     """
-    if size < 1:
-        raise ValueError(f"size={size}: must be 1 or more context parameters")
+    check_count(size=size)
 
     def widened(x, context):
         return jnp.concatenate([x, jnp.broadcast_to(context.astype(x.dtype), (*x.shape[:-1], size))], -1)

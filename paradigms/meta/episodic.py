@@ -6,7 +6,7 @@ import numpy as np
 
 from paradigms.batch import rows, weighted_mean
 from paradigms.meta.heads import Head
-from paradigms.meta.tasks import each, features, flat, mean_over_tasks, require, together
+from paradigms.meta.tasks import each, features, flat, mean_over_tasks, require, seen
 from paradigms.meta.tasks import init as init_on_tasks
 from paradigms.model import Model
 from paradigms.objective import Objective, concrete, fold, own
@@ -59,9 +59,9 @@ def episodic(model: Model, head: Head, name: str = "head") -> Objective:
         return own(params, name, learned) if learned else params, state
 
     def answer(params, state, episode, ctx, train):
-        support, x = episode["support"], together(episode)["x"]
-        outputs, new = embed(params["model"], state["model"], x, train=train, key=ctx.fold("model").key)
-        shots, queries = jnp.split(outputs["features"], [rows(support)])
+        support, (examples, asked) = episode["support"], seen(episode)
+        outputs, new = embed(params["model"], state["model"], examples["x"], train=train, key=ctx.fold("model").key)
+        shots, queries = outputs["features"][: rows(support)], outputs["features"][asked:]
         logits = head.logits(params.get(name, {}), shots, support["y"], queries, support.get("weight"))
         return {"logits": logits, "features": queries}, {"model": new}
 

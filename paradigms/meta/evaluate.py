@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from paradigms.batch import rows, weighted_mean
+from paradigms.data.checks import check_count
 from paradigms.evaluation import interval
 from paradigms.meta.tasks import together
 from paradigms.objective import Batch, Context, Objective, fold
@@ -40,12 +41,29 @@ def adapt(trainer: Any, state: Any, support: Batch) -> Callable[[Any], dict]:
       ``x (queries, ...) -> outputs``, rows in the order of the queries. The learner sees the queries of a call together.
 
     Raises:
-      ValueError: the trainer has several runs.
+      ValueError: the trainer has several runs; a support set without "x" or "y", or of ragged rows; (the function) queries
+        of another shape than the support set's, or labels of the support set that the learner cannot answer.
     """
     if trainer.runs is not None:
         raise ValueError(f"trainer: has {trainer.runs} runs; pass trainer.members[i] and the state of that run alone")
-    lift = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
-    return lambda x: trainer.predict(state, {"support": lift(support), "query": lift({"x": x})})
+    if not isinstance(support, dict) or not {"x", "y"} <= set(support):
+        found = sorted(support) if isinstance(support, dict) else type(support).__name__
+        raise ValueError(f'support: {found}; give {{"x": (rows, ...), "y": (rows,)}}')
+    shapes = {name: np.shape(leaf) for name, leaf in support.items()}
+    if len({shape[:1] for shape in shapes.values()}) != 1:
+        raise ValueError(f"support: has shapes {shapes}; leaves must agree in rows")
+
+    def lift(tree):
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
+
+    def answer(x):
+        if np.shape(x)[1:] != shapes["x"][1:]:
+            raise ValueError(f"x: has shape {np.shape(x)} for a support set of {shapes['x']}; give (queries, ...)")
+        episode = {"support": lift(support), "query": lift({"x": x})}
+        _answerable("support", support["y"], jax.eval_shape(trainer.predict, state, episode))
+        return trainer.predict(state, episode)
+
+    return answer
 
 
 def score(outputs: dict, query: Batch) -> jax.Array:
@@ -87,21 +105,26 @@ def evaluate_episodes(
     Returns:
       ``{"transductive": Scores, "inductive": Scores}``.
 
+    Every call compiles anew.
+
     Raises:
-      ValueError: fewer than two tasks; `steps` and `learner` do not fit together; the source gives no episodes.
+      ValueError: fewer than two tasks; `steps` and `learner`, or `runs` and `state`, do not fit together; the source gives no
+        episodes, or tasks of more ways than the learner answers.
     """
-    if tasks < 2:
-        raise ValueError(f"tasks={tasks}: must be 2 or more, since the interval is over tasks")
+    check_count(2, tasks=tasks)  # the interval is over them
     if (steps is None) != isinstance(learner, Objective):
         raise ValueError(f"steps={steps}: give them with a function steps -> objective, and none with an objective")
-    if steps is not None and (not len(steps) or min(steps) < 0):
-        raise ValueError(f"steps={steps}: give one or more numbers of inner steps, 0 or more")
+    if steps is not None:
+        if not isinstance(steps, Sequence | np.ndarray) or not len(steps):
+            raise ValueError(f"steps={steps}: give one or more numbers of inner steps, 0 or more")
+        for number in steps:
+            check_count(0, steps=number)
+    if np.shape(state.step) != (() if runs is None else (runs,)):
+        raise ValueError(f"runs={runs}: the state has {np.shape(state.step) or 'one'}; pass runs=trainer.runs with its state")
     root = jax.random.key(key)
 
     def measure(state, source, number):
         batch = source.batch(fold(root, "tasks"), number)
-        if not {"support", "query"} <= set(batch):
-            raise ValueError(f"source: gives batches of {sorted(batch)}, which are no episodes; see data.episodes")
         ctx = Context(fold(fold(root, "answers"), number), state.step, state.task, train=False)
 
         def of(objective):
@@ -112,6 +135,17 @@ def evaluate_episodes(
         make: Callable[[Any], Objective] = learner
         return jax.lax.map(lambda k: of(make(k)), jnp.asarray(steps))
 
+    first = source.batch(fold(root, "tasks"), 0)
+    if not {"support", "query"} <= set(first):
+        raise ValueError(f"source: gives batches of {sorted(first)}, which are no episodes; see data.episodes")
+
+    def predicted(state):
+        one = state if runs is None else jax.tree.map(lambda leaf: leaf[0], state)
+        objective = learner if isinstance(learner, Objective) else learner(jnp.zeros((), jnp.int32))
+        ctx = Context(root, one.step, one.task, train=False)
+        return objective.predict(one.params, one.state, first, ctx)[0]
+
+    _answerable("source", first["query"].get("y", ()), jax.eval_shape(predicted, state))
     every = measure if runs is None else lambda state, *rest: jax.lax.map(lambda one: measure(one, *rest), state)
     program = jax.jit(every)
     found = jax.device_get([program(state, source, number) for number in range(-(-tasks // source.batch_size))])
@@ -130,6 +164,7 @@ def inductive(objective: Objective, state: Any, batch: Batch, ctx: Context, metr
     def single(i):
         query = jax.tree.map(lambda leaf: leaf[:, i][:, None], batch["query"])
         beside = jax.vmap(together)({"support": batch["support"], "query": query})
+        beside = {**beside, "beside": jnp.ones_like(beside["y"], bool)}  # for learners that see the support set anyway
         outputs = objective.predict(state.params, state.state, {**batch, "query": beside}, ctx)[0]
         return jax.tree.map(lambda leaf: leaf[:, -1], _by_task(outputs, batch))
 
@@ -138,6 +173,16 @@ def inductive(objective: Objective, state: Any, batch: Batch, ctx: Context, metr
 
 
 ANSWERS = {"transductive": transductive, "inductive": inductive}
+
+
+def _answerable(name: str, y: Any, outputs: dict) -> None:
+    """Raises for labels beyond the logits of a learner that tells classes apart."""
+    y = np.asarray(y)
+    if "logits" not in outputs or y.dtype.kind not in "iu" or not y.size:
+        return
+    ways = outputs["logits"].shape[-1]
+    if not 0 <= y.min() <= y.max() < ways:
+        raise ValueError(f"{name}: has labels from {y.min()} to {y.max()}, but the learner answers {ways} classes, from 0")
 
 
 def _by_task(outputs: dict, batch: Batch) -> dict:

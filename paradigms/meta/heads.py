@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from paradigms.data.checks import check_count
 from paradigms.objective import Tree, concrete
 
 
@@ -79,7 +80,7 @@ def ridge(ways: int, penalty: float = 1.0) -> Head:
       ways: classes of a task at most, 1 or more.
       penalty: where the penalty starts, > 0.
     """
-    if concrete(penalty) and penalty <= 0:
+    if concrete(penalty) and not penalty > 0:
         raise ValueError(f"penalty={penalty}: must be > 0")
 
     def init(key, width):
@@ -104,8 +105,7 @@ def ridge(ways: int, penalty: float = 1.0) -> Head:
 
 
 def _head(ways, init, logits):
-    if ways < 1:
-        raise ValueError(f"ways={ways}: must be 1 or more")
+    check_count(ways=ways)
     return Head(ways, init, logits)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from paradigms.data.checks import check_count
 from paradigms.meta.inner import Carry, Loop
 from paradigms.objective import Tree, concrete
 
@@ -39,8 +40,7 @@ def unrolled(checkpoint: bool = True) -> Hypergradient:
     """
 
     def run(loop, carry, observe):
-        many = not isinstance(loop.steps, int) or loop.steps > 1
-        return _steps(loop.step, carry, 0, loop.steps, observe, jax.checkpoint if checkpoint and many else lambda step: step)
+        return _steps(loop.step, carry, 0, loop.steps, observe, checkpoint)
 
     return Hypergradient(run, second_order=True)
 
@@ -52,15 +52,14 @@ def first_order() -> Hypergradient:
 
 def truncated(last: int) -> Hypergradient:
     """Through the `last` steps; the support gradients of those before are constants. 0 is first order, all are `unrolled`."""
-    if last < 0:
-        raise ValueError(f"last={last}: must be 0 (first order) or more steps")
+    check_count(last=last, least=0)
 
     def run(loop, carry, observe):
         if not isinstance(loop.steps, int):  # nothing is differentiated
             return _steps(loop.step, carry, 0, loop.steps, observe)
         before = max(loop.steps - last, 0)
         carry, early = _steps(lambda c: loop.step(c, lax.stop_gradient), carry, 0, before, observe)
-        carry, late = _steps(loop.step, carry, before, loop.steps, observe, jax.checkpoint)
+        carry, late = _steps(loop.step, carry, before, loop.steps, observe, checkpoint=True)
         return carry, None if observe is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b]), early, late)
 
     return Hypergradient(run, second_order=last > 0)
@@ -74,8 +73,7 @@ def annealed(updates: int, first: Hypergradient | None = None, then: Hypergradie
       first: default `first_order`.
       then: default `unrolled`.
     """
-    if updates < 0:
-        raise ValueError(f"updates={updates}: must be 0 or more")
+    check_count(updates=updates, least=0)
     first, then = first_order() if first is None else first, unrolled() if then is None else then
 
     def run(loop, carry, observe):
@@ -104,6 +102,8 @@ def implicit(strength: float, solve: Solve | None = None) -> Hypergradient:
 
     def run(loop, carry, observe):
         del observe  # refused by `maml`: there is no derivative through the steps to observe
+        if isinstance(loop.steps, int) and loop.steps == 0:  # no problem was solved, so no minimiser is differentiated
+            return carry, None
         theta, start = carry.fast, lax.stop_gradient(carry)
 
         def pull(fast):
@@ -133,15 +133,13 @@ def implicit(strength: float, solve: Solve | None = None) -> Hypergradient:
 
 def conjugate_gradients(iterations: int = 5) -> Solve:
     """At most so many iterations of conjugate gradients from zero."""
-    if iterations < 1:
-        raise ValueError(f"iterations={iterations}: must be 1 or more")
+    check_count(iterations=iterations)
     return lambda matvec, b: jax.scipy.sparse.linalg.cg(matvec, b, maxiter=iterations)[0]
 
 
 def neumann(terms: int, rate: float) -> Solve:
     """The first `terms` terms of A^-1 = rate * sum_k (I - rate A)^k (Lorraine et al., 2020); rate below 2 / |A|."""
-    if terms < 1:
-        raise ValueError(f"terms={terms}: must be 1 or more")
+    check_count(terms=terms)
 
     def solve(matvec, b):
         def add(carry):
@@ -157,12 +155,11 @@ def neumann(terms: int, rate: float) -> Solve:
     return solve
 
 
-def _steps(step, carry, start, stop, observe, wrap=lambda step: step):
-    """Steps `start` to `stop`; a number of steps that is traced cannot be differentiated."""
+def _steps(step, carry, start, stop, observe, checkpoint=False):
+    """Steps `start` to `stop`; a number of steps that is traced cannot be differentiated, a single one is not recomputed."""
     if not isinstance(stop, int):
         return lax.fori_loop(start, stop, lambda _, carry: step(carry), carry), None
 
-    @wrap
     def body(carry, _):
         carry = step(carry)
         return carry, None if observe is None else observe(carry)
@@ -170,4 +167,4 @@ def _steps(step, carry, start, stop, observe, wrap=lambda step: step):
     if stop - start == 1:  # outside of a loop: tasks begin with the same params, and their rows go through one product
         carry, seen = body(carry, None)
         return carry, jax.tree.map(lambda leaf: leaf[None], seen)
-    return lax.scan(body, carry, length=stop - start)
+    return lax.scan(jax.checkpoint(body) if checkpoint else body, carry, length=stop - start)

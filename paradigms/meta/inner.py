@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from paradigms.batch import rows
+from paradigms.data.checks import check_count
 from paradigms.data.order import locate, order
 from paradigms.meta.normalisation import Normalisation, threaded
 from paradigms.meta.parts import Part, everything, overlay, select
@@ -32,6 +33,32 @@ class Inner(NamedTuple):
     rates: Rates | None = None
     normalisation: Normalisation = threaded()
     batch_size: int | None = None
+
+
+def check(inner: Inner, steps: Any, least: int = 0) -> None:
+    """Raises for settings of an inner loop that are out of range or of another kind; a traced number of steps passes.
+
+    Raises:
+      ValueError: steps below `least` or a batch size below 1, or no integers.
+      TypeError: what is no optimizer, part, rates or normalisation.
+    """
+    if concrete(steps):
+        check_count(least, steps=steps)
+    if inner.batch_size is not None:
+        check_count(batch_size=inner.batch_size)
+    check_kind(optax.GradientTransformation, inner=inner.optimizer)
+    check_kind(Part, adapts=inner.part)
+    check_kind(Normalisation, normalisation=inner.normalisation)
+    if inner.rates is not None:
+        check_kind(Rates, rates=inner.rates)
+
+
+def check_kind(kind: type, **given: Any) -> None:
+    """Raises TypeError, by the name of its argument, for what is no `kind`."""
+    for name, value in given.items():
+        if not isinstance(value, kind):
+            hint = "; call it" if callable(value) else ""
+            raise TypeError(f"{name}={value!r}: must be a {kind.__name__}{hint}")
 
 
 class Carry(NamedTuple):
@@ -139,22 +166,32 @@ def init(inner: Inner, key: jax.Array, params: Tree, state: Tree) -> tuple[Tree,
     return own, kept
 
 
-def check_differentiable(optimizer: optax.GradientTransformation, fast: Tree) -> None:
-    """Raises ValueError where an update of `optimizer` has no finite derivative at a gradient of zero.
+def check_differentiable(optimizer: optax.GradientTransformation, fast: Tree, second_order: bool) -> None:
+    """Raises ValueError where an update of `optimizer` has no derivative, or no finite one at a gradient of zero.
 
     Tried on arrays of the structure of `fast` with at most two numbers an axis. Adam's square root of a second moment of
-    zero would make a meta-gradient NaN as soon as one entry of an inner gradient is zero, as after a dead ReLU.
+    zero would make a meta-gradient NaN as soon as one entry of an inner gradient is zero, as after a dead ReLU; first order
+    does not differentiate it. A search along a line differentiates the loss itself, in a loop of no known length.
     """
     tiny = jax.tree.map(lambda leaf: np.ones([min(n, 2) for n in leaf.shape], leaf.dtype), fast)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def updates(grads):
-        told = {"value": np.float32(1), "grad": grads, "value_fn": lambda fast: np.float32(1)}
+        told = {"value": np.float32(1), "grad": grads, "value_fn": lambda fast: optax.tree.norm(fast, squared=True)}
         moved, _ = optimizer.update(grads, optimizer.init(tiny), tiny, **told)
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(moved))
 
+    slope, zeros = jax.grad(updates), jax.tree.map(np.zeros_like, tiny)
+    try:
+        jax.eval_shape(slope, zeros)
+    except ValueError as error:
+        if "while_loop" not in str(error):
+            raise
+        raise ValueError("inner: its update searches in a loop that has no derivative; take another, or implicit()") from error
+    if not second_order:
+        return
     with jax.ensure_compile_time_eval():
-        slopes = jax.tree.leaves(jax.grad(updates)(jax.tree.map(np.zeros_like, tiny)))
+        slopes = jax.tree.leaves(slope(zeros))
     if all(map(concrete, slopes)) and not all(np.isfinite(slope).all() for slope in slopes):
         raise ValueError(
             "inner: the derivative of its update is not finite where a gradient is zero, so the meta-gradient would be NaN; "

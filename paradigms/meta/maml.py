@@ -1,6 +1,7 @@
 """Model-agnostic meta-learning: params from which a few inner steps on a task's support set answer its query set."""
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -57,31 +58,28 @@ def maml(
       name: the slot of ``params`` and ``state`` that holds the rates and the statistics of steps, if there are any.
 
     Raises:
+      TypeError: an argument of another kind, such as ``first_order`` for ``first_order()``.
       ValueError: steps is negative, or 0 with step_losses; batch_size below 1; rates or step_losses with an implicit
         hypergradient; (at init) the batch is no episode, nothing adapts, or the inner optimizer has no finite second
-        derivative where a gradient is zero, such as Adam without ``eps_root``.
+        derivative where a gradient is zero, such as Adam without ``eps_root``, or none, such as L-BFGS.
     """
-    if concrete(steps):
-        steps = int(steps)
-        if steps < (0 if step_losses is None else 1):
-            raise ValueError(f"steps={steps}: must be 0 or more, with step_losses 1 or more")
+    how = loops.Inner(inner, adapts or everything(), rates, normalisation or threaded(), batch_size)
+    loops.check(how, steps, least=0 if step_losses is None else 1)
+    steps = operator.index(steps) if concrete(steps) else steps
     hypergradient = unrolled() if hypergradient is None else hypergradient
+    loops.check_kind(Hypergradient, hypergradient=hypergradient)
     for argument, given in {"rates": rates, "step_losses": step_losses}.items():
         if given is not None and not hypergradient.of_steps:
             raise ValueError(f"{argument}: an implicit gradient does not go through the steps; leave {argument} out")
-    adapts, normalisation = adapts or everything(), normalisation or threaded()
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be 1 or more rows, or None for the whole support set")
-    how = loops.Inner(inner, adapts, rates, normalisation, batch_size)
     inside = hide(child, name)
 
     def init(key, batch):
         if not isinstance(steps, int):
             raise ValueError("steps: is traced; training needs an int, and only predictions take a traced number of steps")
         params, state = tasks.init("maml", child, key, batch)
-        fast = select(params, adapts)
-        if hypergradient.second_order and steps:
-            loops.check_differentiable(inner, fast)
+        fast = select(params, how.part)
+        if hypergradient.of_steps and steps:
+            loops.check_differentiable(inner, fast, hypergradient.second_order)
         learned, kept = loops.init(how, key, params, state)
         return own(params, name, learned) if learned else params, own(state, name, kept) if kept else state
 
@@ -93,7 +91,7 @@ def maml(
 
         def answering(carry, support, ctx):
             seen, at = loops.enter(how, params, learned, carry)
-            if normalisation.of_support:  # once more, under the adapted params
+            if how.normalisation.of_support:  # once more, under the adapted params
                 _, (at, _) = child.losses(seen, at, support, ctx.fold("statistics"))
             return seen, at
 
@@ -104,12 +102,12 @@ def maml(
 
         def one(ctx, episode):
             support, here = ctx.fold("support"), ctx.fold("query")
-            here = dataclasses.replace(here, train=here.train and not normalisation.of_support)
+            here = dataclasses.replace(here, train=here.train and not how.normalisation.of_support)
 
             def answer(carry):
                 seen, at = answering(carry, episode["support"], support)
                 values, (new, aux) = child.losses(seen, at, episode["query"], here)
-                return values, (new, normalisation.leave(carry.made, new, carry.kept)), tasks.scalars(aux)
+                return values, (new, how.normalisation.leave(carry.made, new, carry.kept)), tasks.scalars(aux)
 
             loop, carry = start(episode["support"], support, steps)
             if step_losses is None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from paradigms.data.checks import check_count
 from paradigms.meta.parts import overlay, pick
 from paradigms.objective import Tree
 
@@ -63,10 +64,9 @@ def per_step(steps: int) -> Normalisation:
     loop and do not adapt, as in the paper.
 
     Args:
-      steps: inner steps of training; the queries have the set of number ``steps``, and so have steps beyond it.
+      steps: inner steps of training, 0 or more. Queries have the set with the number of steps made, at most ``steps``.
     """
-    if steps < 0:
-        raise ValueError(f"steps={steps}: must be 0 or more, the inner steps of training")
+    check_count(steps=steps, least=0)
 
     def init(params, state):
         kept = _kept(state, "nn.batch_norm for per_step")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from paradigms.data.checks import check_count
 from paradigms.objective import Tree, concrete
 
 
@@ -26,7 +27,7 @@ def per_parameter(low: float = 0.005, high: float = 0.1) -> Rates:
 
     Meta-SGD is ``maml(child, optax.sgd(1.0), 1, rates=per_parameter())``.
     """
-    if concrete(low) and concrete(high) and low > high:
+    if concrete(low) and concrete(high) and not low <= high:
         raise ValueError(f"low={low}, high={high}: low must not exceed high")
 
     def init(key, fast):
@@ -43,11 +44,10 @@ def per_tensor_and_step(rate: float, steps: int) -> Rates:
 
     Args:
       rate: where they start.
-      steps: inner steps of training. Steps beyond them, in an evaluation, take the last of the steps + 1 rates,
-        which training never uses and so stays `rate`.
+      steps: inner steps of training, as many as `maml` makes. Steps beyond them, in an evaluation, take the last of the
+        steps + 1 rates, which that training never uses and so stays `rate`.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: must be 1 or more, the inner steps of training")
+    check_count(steps=steps)
 
     def init(key, fast):
         del key

@@ -1,6 +1,7 @@
 """Reptile: towards the weights that each task would learn."""
 
 import dataclasses
+import operator
 
 import optax
 from jax import lax
@@ -39,17 +40,14 @@ def reptile(
       adapts: what the inner steps change, and with it what is learned; default `everything`.
 
     Raises:
+      TypeError: an argument of another kind.
       ValueError: steps is negative, batch_size below 1, or adapts resets; (at init) the batch is no episode, or nothing adapts.
     """
-    if concrete(steps):
-        steps = int(steps)
-        if steps < 0:
-            raise ValueError(f"steps={steps}: must be 0 or more")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be 1 or more rows, or None for the whole support set")
+    how = loops.Inner(inner, adapts or everything(), batch_size=batch_size)
+    loops.check(how, steps)
+    steps = operator.index(steps) if concrete(steps) else steps
     if adapts is not None and adapts.reset:
         raise ValueError("adapts: starts from zeros in every task, so Reptile would learn nothing; leave reset(...) out")
-    how = loops.Inner(inner, adapts or everything(), batch_size=batch_size)
 
     def init(key, batch):
         params, state = tasks.init("reptile", child, key, batch)

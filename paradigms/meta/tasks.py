@@ -29,6 +29,16 @@ def together(episode: Batch) -> Batch:
     return {name: jax.tree.map(lambda *parts: jnp.concatenate(parts), *pair) for name, pair in both.items()}
 
 
+def seen(episode: Batch) -> tuple[Batch, int]:
+    """``(examples, asked)``: what passes through a network together, support rows first, and the first row to be answered.
+
+    A query set that has the support rows beside it, and says so by a leaf "beside", is all there is to see.
+    """
+    if "beside" in episode["query"]:
+        return {name: leaf for name, leaf in episode["query"].items() if name != "beside"}, 0
+    return together(episode), rows(episode["support"])
+
+
 def features(of: str, outputs: dict) -> jax.Array:
     """``outputs["features"]`` as (rows, width).
 

@@ -55,7 +55,12 @@ def test_steps_and_tasks_differ_and_repeat(drawn):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"ways": 6}, "ways=6"), ({"ways": 0}, "ways=0"), ({"queries": 9}, "shots \\+ queries <= 9"), ({"tasks": 0}, "tasks=0")],
+    [
+        ({"ways": 6}, "ways=6"),
+        ({"ways": 0}, "ways=0"),
+        ({"queries": 9}, "queries=9: .* at most 9 together"),
+        ({"tasks": 0}, "tasks=0"),
+    ],
 )
 def test_what_does_not_fit_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
@@ -132,6 +137,9 @@ def test_turns_of_what_is_not_square_and_draws_that_are_none_are_refused():
             data.episodes({**IMAGES, "x": x}, **shape, classes=data.turned())
     with pytest.raises(ValueError, match=r"ways=13: must be in \[1, 12\], the classes of the split, each in 4 versions"):
         data.episodes(IMAGES, **{**shape, "ways": 13}, classes=data.turned_apart())
+    for name in shape:
+        with pytest.raises(ValueError, match=rf"{name}=0\.5: must be an integer, 1 or more"):
+            data.episodes(IMAGES, **{**shape, name: 0.5})
     with pytest.raises(ValueError, match=r"ways=4: must be in \[1, 3\]"):
         data.episodes(IMAGES, **{**shape, "ways": 4}, classes=data.turned())
     for bad in (data.turned, "turned", None):

@@ -93,12 +93,12 @@ def test_what_cannot_be_drawn_is_refused():
     for bad in (None, ROWS):
         with pytest.raises(TypeError, match="must be a function key ->"):
             data.task_family(bad, 2)
-    with pytest.raises(ValueError, match="tasks is 0, must be an integer >= 1"):
+    with pytest.raises(ValueError, match="tasks=0: must be an integer, 1 or more"):
         data.task_family(_keys, 0)
     shape = {"shots": 1, "queries": 1, "tasks": 1}
     for change, message in (
-        ({"shots": 0}, "shots is 0"),
-        ({"queries": 1.0}, "queries is 1.0"),
+        ({"shots": 0}, "shots=0: must be"),
+        ({"queries": 1.0}, "queries=1.0: must be an integer"),
         ({"amplitude": (5, 1)}, r"amplitude is \(5, 1\), must be two finite numbers"),
         ({"phase": 3.0}, "phase is 3.0"),
         ({"inputs": (0, math.inf)}, "inputs is"),

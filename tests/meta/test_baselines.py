@@ -156,7 +156,7 @@ def test_a_child_without_features_raises(rng, kind):
 
 
 def test_settings_out_of_range_raise():
-    with pytest.raises(ValueError, match="steps=-1: must be 0 or more"):
+    with pytest.raises(ValueError, match="steps=-1: must be an integer, 0 or more"):
         fine_tuned(CHILD, optax.sgd(0.1), -1, WAYS)
-    with pytest.raises(ValueError, match="ways=0: must be 1 or more"):
+    with pytest.raises(ValueError, match="ways=0: must be an integer, 1 or more"):
         fine_tuned(CHILD, optax.sgd(0.1), 1, 0)

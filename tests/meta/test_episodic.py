@@ -126,7 +126,7 @@ class TestHeads:
             assert np.isfinite(grad).all()
 
     def test_ways_below_one_raise(self, name):
-        with pytest.raises(ValueError, match="ways=0: must be 1 or more"):
+        with pytest.raises(ValueError, match="ways=0: must be an integer, 1 or more"):
             HEADS[name](0)
 
 

@@ -235,6 +235,34 @@ def test_other_queries_and_their_order_do_not_matter_to_an_inductive_answer(rng)
     assert np.abs(others["transductive"].values - plain["transductive"].values).min() > 1e-3
 
 
+def test_learners_that_see_the_support_set_anyway_see_it_once(rng):
+    """What reaches the network of prototypes, as a learner and as a baseline, for an answer alone and for one together."""
+    sizes = []
+
+    def apply(params, x):
+        sizes.append(len(x))
+        mean = x.mean(0, keepdims=True)  # rows see each other
+        return {"features": x - mean, "logits": jnp.zeros((len(x), WAYS))}
+
+    model = from_functions(lambda key, x: {}, apply)
+    batches, seen = kept(source(rng))
+    for objective in (meta.episodic(model, meta.prototypes(WAYS)), meta.few_shot(supervised(model), meta.prototypes(WAYS))):
+        state = started(learner(linear()), batches)._replace(params={"model": {}}, state={"model": {}})
+        seen.clear()
+        sizes.clear()
+        found = meta.evaluate_episodes(objective, state, batches, tasks=3, metric=errors)
+        assert set(sizes) == {WAYS * (SHOTS + QUERIES), WAYS * SHOTS + 1}
+        (batch,) = fresh(seen)
+        (xs, ys), (xq, yq) = ([np.asarray(batch[part][name]) for name in "xy"] for part in ("support", "query"))
+        expected = []
+        for task in range(TASKS):
+            means = np.stack([xs[task][ys[task] == label].mean(0) for label in range(WAYS)])
+            distances = ((xq[task][:, None] - means[None]) ** 2).sum(-1)  # a shift of all rows changes none of them
+            expected.append(entropies(-distances, yq[task]).mean())
+        for scores in found.values():
+            np.testing.assert_allclose(scores.values, expected, rtol=1e-4)
+
+
 def test_queries_with_leaves_of_their_own_and_support_sets_with_others(rng):
     """Weights of queries reach the metric, though support rows have none."""
     batches = source(rng)
@@ -286,6 +314,18 @@ def test_what_cannot_be_evaluated_raises(rng):
     for steps in ([], [-1, 2]):
         with pytest.raises(ValueError, match="steps="):
             meta.evaluate_episodes(lambda k: learner(linear(), k), state, batches, steps=steps)
+    with pytest.raises(ValueError, match=r"steps=1\.5: must be an integer"):
+        meta.evaluate_episodes(lambda k: learner(linear(), k), state, batches, steps=[1.5])
+    with pytest.raises(ValueError, match="steps=3: give one or more numbers"):
+        meta.evaluate_episodes(lambda k: learner(linear(), k), state, batches, steps=3)
+    with pytest.raises(ValueError, match="runs=2: the state has one"):
+        meta.evaluate_episodes(objective, state, batches, runs=2)
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+    with pytest.raises(ValueError, match=r"runs=None: the state has \(2,\)"):
+        meta.evaluate_episodes(objective, both, batches)
+    few = meta.episodic(from_functions(lambda key, x: {}, lambda p, x: {"features": x, "logits": x}), meta.prototypes(2))
+    with pytest.raises(ValueError, match="source: has labels from 0 to 2, but the learner answers 2 classes"):
+        meta.evaluate_episodes(few, state._replace(params={"model": {}}, state={"model": {}}), batches)
     flat = Source({}, lambda arrays, key, step: {"x": jnp.ones((2, 2)), "y": jnp.zeros(2, jnp.int32)}, 2, 2)
     with pytest.raises(ValueError, match=r"source: gives batches of \['x', 'y'\]"):
         meta.evaluate_episodes(objective, state, flat, tasks=2)
@@ -308,6 +348,16 @@ def test_adapt_answers_as_predict(rng):
     both = several.init(0, batch)
     with pytest.raises(ValueError, match=r"trainer: has 2 runs; pass trainer.members"):
         meta.adapt(several, both, support)
+    for given, message in (
+        ({"x": support["x"]}, r"support: \['x'\]; give"),
+        ({"x": support["x"], "y": support["y"][:2]}, "leaves must agree in rows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            meta.adapt(trainer, state, given)
+    with pytest.raises(ValueError, match=r"x: has shape \(2,\)"):
+        answer(query["x"][0])
+    with pytest.raises(ValueError, match="support: has labels from 7 to 9, but the learner answers 3 classes"):
+        meta.adapt(trainer, state, {**support, "y": support["y"] + 7})(query["x"])
     one = meta.adapt(several.members[1], jax.tree.map(lambda leaf: leaf[1], both), support)(query["x"])
     np.testing.assert_allclose(one["logits"], several.predict(both, alone)["logits"][1], rtol=1e-4, atol=1e-5)
 

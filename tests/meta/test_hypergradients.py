@@ -103,7 +103,8 @@ def test_names_of_the_same_derivative_agree_to_the_bit(rng):
 def test_every_hypergradient_without_steps_is_the_gradient_on_the_query_set(x64, rng):
     batch, theta = quadratics(rng, 2), rng.normal(size=3)
     expected = np.mean([a_q @ theta - b_q for _, _, a_q, b_q in per_task(batch)], 0)
-    for hypergradient in (meta.first_order(), meta.truncated(2), meta.annealed(1), meta.unrolled(False)):
+    kinds = meta.first_order(), meta.truncated(2), meta.annealed(1), meta.unrolled(False), meta.implicit(STRENGTH)
+    for hypergradient in kinds:
         _, grads = gradient(maml(quadratic(), optax.sgd(RATE), 0, hypergradient=hypergradient), given(theta), batch)
         np.testing.assert_allclose(flat(grads), expected, rtol=1e-13)
 
@@ -206,7 +207,7 @@ def test_neumann_is_its_truncated_series(x64, rng, terms):
 
 def test_the_default_solver_is_five_conjugate_gradients(x64, rng):
     batch, theta = quadratics(rng, 1, 8), rng.normal(size=8)  # eight dimensions, which five do not solve
-    objective = maml(quadratic(8), optax.sgd(0.1), 0, hypergradient=meta.implicit(0.1))
+    objective = maml(quadratic(8), optax.sgd(0.0), 1, hypergradient=meta.implicit(0.1))  # a step that goes nowhere
     _, grads = gradient(objective, given(theta, 8), batch)
     ((a_s, _, a_q, b_q),) = per_task(batch)
     expected = conjugate(np.eye(8) + a_s / 0.1, a_q @ theta - b_q, 5)

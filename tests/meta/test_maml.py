@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from paradigms import Model, Objective, Trainer, context, ewc, from_functions, maml, rehearsal, reservoir, supervised
+from paradigms import Model, Objective, Trainer, context, ewc, from_functions, maml, meta, rehearsal, reservoir, supervised
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(2)
@@ -229,6 +229,35 @@ def test_what_is_not_an_episode_raises():
     assert trainer._init._cache_size() == 0
     with pytest.raises(ValueError, match="steps=-1"):
         maml(REGRESSION, optax.sgd(0.1), -1)
+
+
+@pytest.mark.parametrize("learner", [maml, meta.reptile])
+def test_settings_of_another_kind_are_named(learner):
+    for steps in (1.5, "1", True):
+        with pytest.raises(ValueError, match=f"steps={steps!r}: must be an integer, 0 or more"):
+            learner(REGRESSION, optax.sgd(0.1), steps)
+    with pytest.raises(ValueError, match=r"batch_size=2\.5: must be an integer"):
+        learner(REGRESSION, optax.sgd(0.1), 1, batch_size=2.5)
+    with pytest.raises(TypeError, match="adapts='head': must be a Part"):
+        learner(REGRESSION, optax.sgd(0.1), 1, adapts="head")
+    with pytest.raises(TypeError, match=r"inner=.*: must be a GradientTransformation; call it"):
+        learner(REGRESSION, optax.sgd, 1)
+
+
+def test_a_hypergradient_that_was_not_called_is_named():
+    with pytest.raises(TypeError, match=r"hypergradient=.*: must be a Hypergradient; call it"):
+        maml(REGRESSION, optax.sgd(0.1), hypergradient=meta.first_order)
+    with pytest.raises(TypeError, match=r"rates=0\.1: must be a Rates"):
+        maml(REGRESSION, optax.sgd(0.1), rates=0.1)
+
+
+def test_an_inner_optimizer_without_a_derivative_is_refused_before_anything_is_compiled():
+    batch = jax.tree.map(lambda leaf: leaf.astype(np.float32), episodes(3))
+    for hypergradient in (None, meta.first_order()):
+        trainer = Trainer(maml(REGRESSION, optax.lbfgs(), 2, hypergradient=hypergradient), optax.sgd(0.1))
+        with pytest.raises(ValueError, match="inner: its update searches in a loop"):
+            trainer.init(0, batch)
+        assert trainer._init._cache_size() == 0
 
 
 def test_training_lowers_the_loss_after_adaptation():
