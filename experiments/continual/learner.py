@@ -104,8 +104,8 @@ def method(
     match name:
         case "sgd" | "joint":
             return Learner(plain, optimizer, joint=name == "joint")
-        case "oewc":  # the authors' code has the gradient 2 weight F (theta - anchor), and F by the data's labels
-            return Learner(pd.ewc(plain, 2 * weight, continual.empirical_fisher), optimizer)
+        case "oewc":  # the authors' code has the gradient 2 weight F (theta - anchor)
+            return Learner(pd.ewc(plain, 2 * weight, continual.labelled_fisher), optimizer)
         case "si":
             return Learner(continual.si(plain, weight, damping), optimizer)
         case "mas":
@@ -114,7 +114,8 @@ def method(
             return Learner(continual.rwalk(plain, weight), optimizer)
         case "lwf":  # the authors' loss is over the classes seen so far, and their distillation lacks the factor T^2
             seen = pd.supervised(network, active=continual.class_incremental(table))
-            return Learner(continual.lwf(seen if wrap is None else wrap(seen), table, weight / 4, 2.0), optimizer)
+            decayed = optax.chain(optax.add_decayed_weights(5e-4), optimizer)
+            return Learner(continual.lwf(seen if wrap is None else wrap(seen), table, weight / 4, 2.0), decayed)
         case "er":
             return Learner(pd.rehearsal(plain, memory, replay), optimizer)
         case "er_ace":
@@ -125,7 +126,7 @@ def method(
             return Learner(continual.fdr(plain, memory, alpha, replay), optimizer)
         case "agem":
             kept = continual.as_uint8(continual.ring(max(1, buffer // tasks), tasks))
-            return Learner(continual.replay(plain, kept, replay), optimizer, continual.agem())
+            return Learner(continual.replay(plain, kept, replay, counts=continual.earlier), optimizer, continual.agem())
         case "gem":
             kept = continual.as_uint8(continual.ring(max(1, buffer // tasks), tasks))
             return Learner(continual.episodic_memory(plain, kept, tasks), optimizer, continual.gem(weight))

@@ -3,7 +3,8 @@
 Paper:     van de Ven and Tolias (2019), "Three scenarios for continual learning", tables 4 and 5.
 Protocol:  5 tasks of two digits in an order of each seed's own; 2,000 updates a task, batch 128; 784-400-400, Adam of
            rate 1e-3, never reset. Task: a head a task. Domain: the two outputs are shared. Class: the loss is over the
-           classes seen so far. Replay and distillation weigh the present 1/t and the past 1 - 1/t. Interval over seeds.
+           classes seen so far. Generated replay and distillation weigh the present 1/t and the past 1 - 1/t; experience
+           replay and iCaRL count every example alike. Interval over seeds.
            Differences: EWC has the exact Fisher information, where the authors' code squares the gradients of the
            likeliest label; SI counts the task's own loss. Experience replay (1,000 examples) is of the authors' table of 2022.
 Command:   python -m experiments continual.three_scenarios
@@ -128,7 +129,8 @@ def learner(name: str, scenario: str, tasks: data.Tasks) -> Learner:
         case "ewc":
             return Learner(pd.ewc(plain, WEIGHTS["ewc"][scenario], anchor=continual.each), adam)
         case "oewc":
-            return Learner(pd.ewc(plain, WEIGHTS["oewc"][scenario], decay=DECAY[scenario]), adam)
+            decay = DECAY[scenario]  # which the authors multiply by once more in the loss
+            return Learner(pd.ewc(plain, decay * WEIGHTS["oewc"][scenario], decay=decay), adam)
         case "si":
             return Learner(continual.si(plain, WEIGHTS["si"][scenario], 0.1), adam)
         case "lwf":

@@ -18,6 +18,7 @@ from paradigms.continual.importance import (
     batched_fisher,
     empirical_fisher,
     exact_fisher,
+    labelled_fisher,
     output_sensitivity,
     sampled_fisher,
 )
@@ -27,7 +28,7 @@ from paradigms.continual.packnet import packnet
 from paradigms.continual.path import rwalk, si
 from paradigms.continual.progressive import progressive
 from paradigms.continual.rehearsal import rehearsal
-from paradigms.continual.replay import er_ace, replay
+from paradigms.continual.replay import all_rows, earlier, er_ace, replay
 from paradigms.continual.retrieval import Ask, Retrieve, balanced, interfered, uniform
 from paradigms.continual.scenario import (
     Scenario,
@@ -43,6 +44,7 @@ from paradigms.continual.scenario import (
 from paradigms.continual.specific import task_specific
 
 __all__ = [
+    "all_rows",
     "Ask",
     "Generator",
     "Importance",
@@ -64,6 +66,7 @@ __all__ = [
     "der",
     "domain_incremental",
     "each",
+    "earlier",
     "empirical_fisher",
     "episodic_memory",
     "er_ace",
@@ -83,6 +86,7 @@ __all__ = [
     "joint",
     "labels",
     "latest",
+    "labelled_fisher",
     "look_ahead",
     "lwf",
     "mas",

@@ -14,9 +14,10 @@ from paradigms.objective import Aggregator, Objective, Tree, concrete, hide, own
 def agem(name: str = "memory") -> Aggregator:
     """g - (g'r / r'r) r where g'r < 0, else g (Chaudhry et al., 2019, eq. 11), r the gradient on replayed rows.
 
-    ``Trainer(replay(child, ring(...)), optimizer, agem())``: g sums the gradients of the losses outside the memory, r those
-    of the losses "name/...", which only say where not to go and are not trained on. Where r is 0 (an empty memory), g. The
-    optimizer comes after: its momentum and its scaling are not held to the constraint.
+    ``Trainer(replay(child, ring(...), counts=earlier), optimizer, agem())``: g sums the gradients of the losses outside the
+    memory, r those of the losses "name/...", which only say where not to go and are not trained on; without `earlier` what
+    is remembered of the present task has its say too. Where r is 0 (nothing is remembered), g. The optimizer comes after: its
+    momentum and its scaling are not held to the constraint.
 
     Args:
       name: of the `replay`; inside `multitask` with the task, "task/memory".

@@ -3,9 +3,10 @@
 An estimator is ``(child, params, state, batches, ctx) -> tree like params``, 0 or more; ``batches`` are stacked, leaves
 (n, batch, ...). The scale of what it returns, and so that of the weight of a penalty, is part of its definition.
 
-There are four Fisher informations in use and they differ by orders of magnitude: `exact_fisher` and its estimate
+There are five Fisher informations in use and they differ by orders of magnitude: `exact_fisher` and its estimate
 `sampled_fisher` are the Fisher; `empirical_fisher` takes the data's labels, and vanishes where they are fitted;
-`batched_fisher` squares the mean over a batch instead of taking the mean of squares.
+`labelled_fisher` weighs that by the labels' probabilities; `batched_fisher` squares the mean over a batch instead of taking
+the mean of squares.
 """
 
 import dataclasses
@@ -67,6 +68,21 @@ def empirical_fisher(child: Objective, params: Tree, state: Tree, batches: Tree,
     def score(logits, batch, key):
         del key
         return _log_likelihood(logits, batch.get("query", batch)["y"].reshape(logits.shape[0]))
+
+    return _expected(score, SQUARE, child, params, state, batches, ctx)
+
+
+def labelled_fisher(child: Objective, params: Tree, state: Tree, batches: Tree, ctx: Context) -> Tree:
+    """E_(x,y) p(y|x) (d log p(y|x) / d theta)^2: of the sum over classes in `exact_fisher`, the term of the data's label.
+
+    What the code of Buzzega et al. (2020) takes. Where `empirical_fisher` is ruled by the examples that the network gets
+    wrong, these count for little here, and so do those it is sure of.
+    """
+
+    def score(logits, batch, key):
+        del key
+        log_p, _ = _log_likelihood(logits, batch.get("query", batch)["y"].reshape(logits.shape[0]))
+        return log_p, jnp.exp(log_p)
 
     return _expected(score, SQUARE, child, params, state, batches, ctx)
 

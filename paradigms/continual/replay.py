@@ -11,8 +11,21 @@ from paradigms.continual import incoming
 from paradigms.continual.memory import Memory
 from paradigms.continual.scenario import class_incremental, present
 from paradigms.model import Model
-from paradigms.objective import Batch, Objective, Tree, concrete, hide, own
+from paradigms.objective import Batch, Context, Objective, Tree, concrete, hide, own
 from paradigms.supervised import supervised
+
+Counts = Callable[[Batch, Context], jax.Array]
+
+
+def all_rows(batch: Batch, ctx: Context) -> jax.Array:
+    """Every replayed row counts, those of the present task too."""
+    del ctx
+    return jnp.ones(rows(batch), bool)
+
+
+def earlier(batch: Batch, ctx: Context) -> jax.Array:
+    """The rows of tasks that have ended, by the leaf "task": A-GEM asks nothing of the present one (Chaudhry et al., 2019)."""
+    return batch["task"] < ctx.task
 
 
 def replay(
@@ -21,6 +34,7 @@ def replay(
     size: int | None = None,
     weight: float = 1.0,
     replayed: Objective | None = None,
+    counts: Counts = all_rows,
     name: str = "memory",
 ) -> Objective:
     """Experience replay in two forwards: the losses on the stream plus `weight` times those on `size` replayed rows.
@@ -40,6 +54,8 @@ def replay(
       size: rows replayed a step. Default: as many as the batch has. 0 is the child.
       weight: of the replayed losses, 0 or more; 0 is the child (but for batch statistics).
       replayed: what the replayed rows are trained on, over the child's own slots. Default: the child.
+      counts: ``(replayed rows, ctx) -> (rows,) bool``, which of them count: `all_rows` or `earlier`. A draw is not repeated
+        for those that do not.
       name: the slot of ``state``: {"kept": the memory, "incoming": the rows of this step}.
 
     Returns:
@@ -64,6 +80,7 @@ def replay(
         if n == 0:
             return values, ({**state, name: incoming.wait(slot, batch, ())}, aux)
         past, valid = drawn(memory, slot["kept"], batch, ctx.fold(name).key, n)
+        valid = valid * counts(past, ctx)
         again, (moved, more) = second.losses(params, state, weigh(past, valid), ctx.fold(f"{name}/losses"))
         some = jnp.any(valid > 0)
         for loss, value in again.items():

@@ -11,6 +11,7 @@ from paradigms.continual.importance import (
     batched_fisher,
     empirical_fisher,
     exact_fisher,
+    labelled_fisher,
     output_sensitivity,
     sampled_fisher,
 )
@@ -80,17 +81,18 @@ def test_importances_are_those_of_one_example_at_a_time(name, x64):
 
     @jax.jit
     def dense(params, x, y):
-        """The exact and the empirical Fisher and the sensitivity on one example, from its Jacobians."""
+        """The exact, the empirical and the labelled Fisher and the sensitivity on one example, from its Jacobians."""
         logits = logits_of(child, state, x)
         scores = jax.jacrev(lambda p: jax.nn.log_softmax(logits(p)))(params)
         p = jax.nn.softmax(logits(params))
         exact = jax.tree.map(lambda j: jnp.tensordot(p, j**2, 1), scores)
         norm = jax.grad(lambda p: jnp.sum(logits(p) ** 2))(params)
-        return exact, jax.tree.map(lambda j: j[y] ** 2, scores), jax.tree.map(jnp.abs, norm)
+        empirical = jax.tree.map(lambda j: j[y] ** 2, scores)
+        return exact, empirical, jax.tree.map(lambda f: p[y] * f, empirical), jax.tree.map(jnp.abs, norm)
 
     parts = [jax.tree.map(lambda leaf, w=w: w * leaf, dense(params, x, y)) for x, y, w in examples(data)]
     expected = jax.tree.map(lambda *leaves: sum(leaves), *parts)
-    estimators = (exact_fisher, empirical_fisher, output_sensitivity)
+    estimators = (exact_fisher, empirical_fisher, labelled_fisher, output_sensitivity)
     found = jax.jit(lambda p: tuple(estimate(child, p, state, data, context()) for estimate in estimators))(params)
     check(found, expected, name)
     assert min(float(leaf.max()) for leaf in jax.tree.leaves(found)) > 0

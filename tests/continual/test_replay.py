@@ -10,7 +10,7 @@ from flax import nnx
 from paradigms import Trainer, Update, context, ewc, from_functions, from_nnx, supervised, vectorize
 from paradigms.continual.memory import reservoir
 from paradigms.continual.rehearsal import rehearsal
-from paradigms.continual.replay import er_ace, replay
+from paradigms.continual.replay import earlier, er_ace, replay
 from paradigms.supervised import augmented
 from tests.contracts import source
 
@@ -110,6 +110,24 @@ def test_stream_and_replay_have_means_of_their_own_by_hand():
     np.testing.assert_allclose(aux["memory/accuracy"], right.mean(), rtol=1e-6)
     waiting = new["memory"]["incoming"]
     np.testing.assert_array_equal(waiting["rows"]["index"][:3], second["index"])
+
+
+def test_earlier_tasks_alone_may_count():
+    told = lambda batch, task: {**batch, "task": np.full(len(batch["y"]), task, np.int32)}
+    first, second, third = (told(batch_of(4, 4 * task), task) for task in range(3))
+    objective = replay(CHILD, reservoir(12), size=8, counts=earlier)
+    params, state = objective.init(KEY, first)
+    for batch in (first, second):
+        state = fill(objective, params, state, batch)
+    picked = reservoir(12).sample(state["memory"]["kept"], context(KEY).fold("memory").key, 8)[0]
+    losses = cross_entropy(params["model"]["w"], picked)
+    assert set(picked["task"].tolist()) == {0, 1}
+    for task, counted in ((0, picked["task"] < 0), (1, picked["task"] < 1), (2, picked["task"] < 2)):
+        values = evaluate(objective, params, state, third, task=task)[0]
+        expected = losses[counted].mean() if counted.any() else 0.0
+        np.testing.assert_allclose(values["memory/supervised"], expected, rtol=1e-5)
+    alone = evaluate(CHILD, params, {"model": state["model"]}, third)[1]
+    jax.tree.map(np.testing.assert_array_equal, evaluate(objective, params, state, third, task=0)[1], alone)
 
 
 def test_batch_statistics_see_the_stream_and_then_the_replay():
