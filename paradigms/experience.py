@@ -111,6 +111,8 @@ def experience(
     if steps < 1 or (evaluate_every is not None and evaluate_every < 1) or ahead < 0:
         raise ValueError(f"steps={steps}, evaluate_every={evaluate_every}, ahead={ahead}: must be 1 or more, ahead 0 or more")
     trained = range(len(tasks)) if only is None else only
+    if not trained or not 0 <= min(trained) <= max(trained) < len(tasks):
+        raise ValueError(f"only={only}: must be some of the {len(tasks)} tasks, such as range(1, {len(tasks)})")
     score = hits() if score is None else score
     home = None if folder is None else pathlib.Path(folder)
 

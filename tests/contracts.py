@@ -70,8 +70,10 @@ LEAVES: dict[str, Callable[[], pd.Objective]] = {
     "episodic": lambda: pd.episodic(NET, pd.prototypes(3)),
     "ridge": lambda: pd.episodic(NET, pd.ridge(3)),
     "icarl": lambda: continual.icarl(NET, TABLE, 12),
+    "er_ace": lambda: continual.er_ace(NET, pd.reservoir(12), TABLE),
 }
 EPISODIC = {"episodic", "ridge"}  # their batches are episodes
+STILL = {"gdumb"}  # learn at boundaries alone
 
 
 class Transform(NamedTuple):
@@ -140,6 +142,7 @@ TRANSFORMS = {
         lambda o: pd.rehearsal(o, continual.class_balanced(12, 3), retrieve=continual.balanced(3)),
         lambda o: pd.rehearsal(o, continual.class_balanced(12, 3), 0, continual.balanced(3)),
     ),
+    "gdumb": Transform(lambda o: continual.gdumb(o, continual.class_balanced(12, 3), optax.sgd(0.1), 2, 4), None),
     "gss": Transform(lambda o: continual.gss(o, 8, 4), lambda o: continual.gss(o, 8, 0)),
     "replay": Transform(lambda o: continual.replay(o, pd.reservoir(16)), lambda o: continual.replay(o, pd.reservoir(16), 0)),
     "derpp": Transform(
@@ -197,7 +200,8 @@ def _fits(*path: str) -> bool:
     eaters = [name for name in path if name in EPISODIC or (name in TRANSFORMS and TRANSFORMS[name].episodes)]
     answers = [i for i, name in enumerate(path) if name in ("few_shot", "fine_tuned")]
     examples = any(
-        name in ("look_ahead", "generative_replay", "icarl", "balanced", "derpp", "fdr", "episodic_memory") for name in path
+        name in ("look_ahead", "generative_replay", "icarl", "er_ace", "gdumb", "balanced", "derpp", "fdr", "episodic_memory")
+        for name in path
     )  # which do not look into episodes
     return (
         not (eaters and examples)

@@ -153,6 +153,23 @@ def test_rehearsal_remembers_what_fine_tuning_forgets():
     assert metrics.forgetting(forgets["accuracy"]) > 0.6
 
 
+def test_a_stream_that_drifts_without_boundaries_is_remembered():
+    """Task-free: nothing tells which task it is, or that one has ended."""
+    tasks = data.split_classes(DIGITS, per_task=2)
+    plain = pd.supervised(pd.from_nnx(lambda rngs: nn.MLP(64, (64,), 10, mean=DIGITS.mean, std=DIGITS.std, rngs=rngs)))
+    source = tasks.drifting(16, 80, width=40)
+
+    def accuracy(objective):
+        learner = trainer(objective)
+        opened = source.opened(jax.random.key(0)).batch(jax.random.key(0), 0)
+        state, _ = learner.scan(learner.init(0, opened), source, 400)
+        sums = [learner.tally(state, tasks.whole("test", task), pd.hits()) for task in range(5)]
+        return np.mean([one["accuracy"] / one["weight"] for one in sums])
+
+    assert accuracy(plain) < 0.5
+    assert accuracy(pd.rehearsal(plain, pd.reservoir(200))) > 0.8
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -161,6 +178,8 @@ def test_rehearsal_remembers_what_fine_tuning_forgets():
         ({"steps": 0}, "steps=0"),
         ({"steps": 3, "evaluate_every": 0}, "evaluate_every=0"),
         ({"steps": 3, "batch_size": 10_000}, "batch_size is 10000"),
+        ({"steps": 3, "only": range(0)}, r"only=range\(0, 0\): must be some of"),
+        ({"steps": 3, "only": range(9)}, r"only=range\(0, 9\): must be some of"),
     ],
 )
 def test_bad_settings_are_named(options, message):

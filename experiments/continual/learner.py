@@ -56,7 +56,10 @@ def learn(
 
 def scores(name: str, found: Experience) -> dict[str, Any]:
     """The metrics of one method, one value a seed; and where tasks came one after the other, the mean of their matrix."""
-    results = {}
+    results, runs = {}, len(found.state.step)
+    memories = [slot["kept"] for slot in found.state.state.values() if isinstance(slot, dict) and "kept" in slot]
+    if memories:
+        results[f"{name}/memory bytes"] = np.full(runs, sum(map(continual.bytes_of, memories)) // runs)
     for kind, matrix in found.matrix.items():
         results[f"{name}/{kind}"] = matrix[:, -1].mean(-1)
         if matrix.shape[-2] == matrix.shape[-1] > 1:

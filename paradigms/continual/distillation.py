@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from paradigms.batch import weighted_mean
-from paradigms.continual.scenario import past, seen
+from paradigms.continual.scenario import outputs_of, past, seen
 from paradigms.objective import Context, Objective, Tree, concrete, copy, hide, own
 from paradigms.supervised import CLOSED
 
@@ -31,7 +30,7 @@ def joint(table: Any) -> Heads:
 
 def separate(table: Any) -> Heads:
     """A softmax for the head of each task before, averaged over heads (task-incremental)."""
-    heads = np.asarray(table, bool)
+    heads = outputs_of(table)
 
     def each(ctx):
         masks = jnp.asarray(heads) & (jnp.arange(len(heads)) < ctx.task)[:, None]
@@ -106,9 +105,7 @@ def lwf(
         raise ValueError(f"weight={weight}: must be 0 or more")
     if concrete(temperature) and temperature <= 0:
         raise ValueError(f"temperature={temperature}: must be > 0")
-    table = np.asarray(table, bool)
-    if table.ndim != 2:
-        raise ValueError(f"table: has shape {table.shape}; give (tasks, outputs)")
+    table = outputs_of(table)
     inner, groups = hide(child, name), heads(table)
     answer = inner if answers is None else hide(answers, name)
 

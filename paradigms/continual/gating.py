@@ -23,7 +23,8 @@ def xdg(child: Objective, tasks: int, share: float, layers: Layers | None = None
     Args:
       child: any objective with ``params["model"]``.
       tasks: their number.
-      share: of the units, in [0, 1), rounded to whole units in each layer; 0 is the child. The paper's is 0.8.
+      share: of the units, in [0, 1), rounded to whole units in each layer, of which one stays open at least; 0 is the child.
+        The paper's is 0.8.
       layers: the hidden layers, see `paradigms.continual.masks.hidden`. Default: all but the head.
       name: the slot of ``state``: {layer: (tasks, units) bool, the units that are open}.
 
@@ -41,7 +42,8 @@ def xdg(child: Objective, tasks: int, share: float, layers: Layers | None = None
         def draw(layer):
             keys = jax.random.split(fold(fold(key, name), layer.name), tasks)
             order = jax.vmap(lambda key: jax.random.permutation(key, layer.units))(keys)
-            return order >= jnp.round(jnp.asarray(share, jnp.float32) * layer.units)
+            closed = jnp.round(jnp.asarray(share, jnp.float32) * layer.units)
+            return order >= jnp.minimum(closed, layer.units - 1)
 
         return params, own(state, name, {layer.name: draw(layer) for layer in hidden(params["model"], layers)})
 

@@ -100,7 +100,7 @@ def packnet(
             mine = owner == ctx.task.astype(owner.dtype)
             size = jnp.where(mine, jnp.abs(weights[path]), -1).ravel()
             place = jnp.argsort(jnp.argsort(-size)).reshape(owner.shape)  # 0 is the largest
-            keep = jnp.round(part * jnp.sum(mine))
+            keep = jnp.maximum(jnp.round(part * jnp.sum(mine)), 1)  # a layer of no weights would answer nothing
             lost = mine & (place >= keep) & ~jnp.any(owner == FREE)  # pruned once a task
             return jnp.where(lost, jnp.asarray(FREE, owner.dtype), owner)
 

@@ -60,15 +60,27 @@ def class_incremental(table: Any, train: Active | None = None) -> Scenario:
     return Scenario("class", seen(table) if train is None else train, seen(table), {"train": True, "test": False})
 
 
+def outputs_of(table: Any) -> np.ndarray:
+    """A table of the outputs of tasks as (tasks, outputs) bool.
+
+    Raises:
+      ValueError: it has other axes.
+    """
+    table = np.asarray(table, bool)
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"table: has shape {table.shape}; give (tasks, outputs), as paradigms.data.Tasks has it")
+    return table
+
+
 def every(table: Any) -> Active:
     """All outputs, whether or not their classes have come."""
-    closed = np.ones((1, np.shape(table)[1]), bool)
-    return lambda batch, ctx: jnp.asarray(closed)
+    whole = np.ones((1, outputs_of(table).shape[1]), bool)
+    return lambda batch, ctx: jnp.asarray(whole)
 
 
 def of_task(table: Any) -> Active:
     """The outputs of each example's own task, by the leaf "task" of the batch."""
-    table = np.asarray(table, bool)
+    table = outputs_of(table)
 
     def active(batch, ctx):
         if "task" not in batch:
@@ -80,20 +92,20 @@ def of_task(table: Any) -> Active:
 
 def seen(table: Any) -> Active:
     """The outputs of the tasks up to the present one, by the number of boundaries so far."""
-    sofar = np.logical_or.accumulate(np.asarray(table, bool))
+    sofar = np.logical_or.accumulate(outputs_of(table))
     return lambda batch, ctx: jnp.asarray(sofar)[jnp.minimum(ctx.task, len(sofar) - 1)][None]
 
 
 def past(table: Any) -> Active:
     """The outputs of the tasks before the present one; none in the first."""
-    table = np.asarray(table, bool)
+    table = outputs_of(table)
     before = np.concatenate([np.zeros_like(table[:1]), np.logical_or.accumulate(table)])
     return lambda batch, ctx: jnp.asarray(before)[jnp.minimum(ctx.task, len(before) - 1)][None]
 
 
 def present(table: Any) -> Active:
     """The outputs whose classes the batch has, in training (Caccia et al., 2022); in the answer those `seen`."""
-    outputs, sofar = np.shape(table)[1], seen(table)
+    outputs, sofar = outputs_of(table).shape[1], seen(table)
 
     def active(batch, ctx):
         if not ctx.train:

@@ -177,7 +177,7 @@ def _drifting(arrays, key, step, batch_size, steps, width, foreign, tasks, view)
     nearest = jnp.clip(jnp.round(place / steps), 1, max(tasks - 1, 1))  # the change that is nearest, after task nearest - 1
     share = jnp.clip((place - nearest * steps) / max(width, 1e-9) + 0.5, 0, 1)
     later = jax.random.bernoulli(k1, share, (batch_size,))
-    mixing = jnp.abs(place - nearest * steps) < width / 2
+    mixing = (jnp.abs(place - nearest * steps) < width / 2) & (tasks > 1)
     task = jnp.where(mixing, jnp.where(later, nearest, nearest - 1), now).astype(jnp.int32)
     other = (task + jax.random.randint(k2, (batch_size,), 1, max(tasks, 2))) % tasks
     task = jnp.where(jax.random.bernoulli(k3, foreign, (batch_size,)), other, task)

@@ -153,6 +153,12 @@ def test_settings_and_batches_that_do_not_say_their_task():
         pd.Trainer(objective, optax.sgd(0.1)).init(0, unlabelled)
 
 
+def test_one_unit_of_a_layer_stays_open_at_least():
+    _, state = made(xdg(PLAIN, 2, 0.99))
+    for is_open in state["xdg"].values():
+        np.testing.assert_array_equal(is_open.sum(-1), 1)
+
+
 def test_a_mixed_batch_does_not_go_unnoticed():
     objective = xdg(PLAIN, 2, 0.5)
     params, state = made(objective)

@@ -61,6 +61,13 @@ def test_the_largest_weights_are_kept_and_the_others_freed(two_tasks):
         np.testing.assert_array_equal(pruned[path], np.where(expected, w, 0))
 
 
+def test_one_weight_of_a_layer_is_kept_at_least():
+    trainer = moves(1e-6)
+    pruned = trainer.boundary(trainer.init(0, batch(0)), None, "prune")
+    for owner in owners(pruned).values():
+        assert (owner == 0).sum() == 1
+
+
 def test_what_was_kept_trains_on_and_what_was_freed_waits(two_tasks):
     _, found = two_tasks
     pruned, first = kernels(found["pruned"]), kernels(found["first"])

@@ -82,7 +82,16 @@ def test_a_batch_without_tasks_is_named():
         Trainer(objective, optax.sgd(0.1)).init(0, {"x": BATCH["x"], "y": BATCH["y"]})
 
 
+def test_a_table_of_other_axes_is_named():
+    for made in (continual.task_incremental, continual.domain_incremental, continual.class_incremental):
+        for table in (np.ones(4, bool), np.ones((2, 3, 4), bool), []):
+            with pytest.raises(ValueError, match=r"table: has shape .*; give \(tasks, outputs\)"):
+                made(table)
+
+
 def test_scenarios_say_what_is_known():
-    known = {made(TABLE).name: made(TABLE).labels["test"] for made in (continual.task_incremental, continual.class_incremental)}
-    assert known == {"task": True, "class": False}
+    kinds = continual.task_incremental, continual.domain_incremental, continual.class_incremental
+    known = {made(TABLE).name: made(TABLE).labels for made in kinds}
+    assert {name: labels["test"] for name, labels in known.items()} == {"task": True, "domain": False, "class": False}
+    assert all(labels["train"] for labels in known.values())
     assert jnp.ndim(continual.domain_incremental(TABLE)(BATCH, context())) == 2

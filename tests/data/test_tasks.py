@@ -180,6 +180,8 @@ def test_a_drifting_stream_mixes_where_it_should():
     own = blurry["task"] == np.repeat(np.arange(3), 10)[:, None]
     np.testing.assert_allclose(own.mean(), 0.7, atol=0.02)
     np.testing.assert_array_equal(blurry["y"], blurry["task"])
+    one = data.split_classes(numbered((20,)), per_task=1)
+    assert not batches(one.drifting(32, 10, width=6, foreign=0.3), 10)["task"].any(), "a stream of one task has no change"
 
 
 def test_a_stream_of_ones_own():
