@@ -80,7 +80,7 @@ def table(root: pathlib.Path = HERE) -> str:
     lines = ["| experiment | metric | published (± std) | ours (± 95%) | runs | device |", "|---|---|---|---|---|---|"]
     for name, result in results(root).items():
         metrics, published = result["metrics"], result["published"]
-        for metric in [metric for metric in metrics if metric in published] or list(metrics)[:1]:
+        for metric in [metric for metric in published if metric in metrics] or list(metrics)[:1]:
             number = metrics[metric]
             cells = name, metric, shown(published.get(metric), "std"), shown(number)
             cells += str(len(number["values"])), f"{number['device']}, {number['seconds']:.0f} s"
