@@ -153,6 +153,7 @@ def experience(
                     raise Stopped(request.agreed() or 0, f"stopped in task {task}; what came before it is saved")
                 if made < steps:
                     rows.append({"task": task, "step": first + made, "end": False, "scores": test(state, task)})
+                    _log(writer, task, first + made, values, rows[-1]["scores"])
             state = trainer.boundary(state, seen, "end")
             rows.append({"task": task, "step": first + steps, "end": True, "scores": test(state, task)})
             _log(writer, task, first + steps, values, rows[-1]["scores"])

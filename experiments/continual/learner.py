@@ -13,6 +13,9 @@ from paradigms.continual import metrics
 from paradigms.experience import Experience, experience, hits
 from paradigms.objective import Aggregator, Objective
 
+OF_MATRICES = ("forgetting", "backward_transfer", "learning_accuracy", "average_incremental_accuracy")
+OF_CURVES = ("anytime_accuracy", "stability_gap")
+
 
 class Learner(NamedTuple):
     """A continual method as a benchmark trains it.
@@ -56,15 +59,21 @@ def learn(
 
 def scores(name: str, found: Experience) -> dict[str, Any]:
     """The metrics of one method, one value a seed; and where tasks came one after the other, the mean of their matrix."""
-    results, runs = {}, len(found.state.step)
-    memories = [slot["kept"] for slot in found.state.state.values() if isinstance(slot, dict) and "kept" in slot]
-    if memories:
-        results[f"{name}/memory bytes"] = np.full(runs, sum(map(continual.bytes_of, memories)) // runs)
+    results = {}
     for kind, matrix in found.matrix.items():
         results[f"{name}/{kind}"] = matrix[:, -1].mean(-1)
-        if matrix.shape[-2] == matrix.shape[-1] > 1:
-            results[f"{name}/{kind}/forgetting"] = metrics.forgetting(matrix)
-            results[f"{name}/{kind}/matrix"] = matrix.mean(0)
+        if not matrix.shape[-2] == matrix.shape[-1] > 1:
+            continue
+        more = {metric: getattr(metrics, metric)(matrix) for metric in OF_MATRICES}
+        more["forward_transfer"] = metrics.forward_transfer(matrix, found.start[kind])
+        if len(found.curve_tasks) > matrix.shape[-1]:  # there are evaluations inside of tasks
+            more |= {metric: getattr(metrics, metric)(found.curve[kind], found.curve_tasks) for metric in OF_CURVES}
+        results |= {f"{name}/{kind}/{metric.replace('_', ' ')}": value for metric, value in more.items()}
+        results[f"{name}/{kind}/matrix"] = matrix.mean(0)
+    runs, slots = len(found.state.step), found.state.state.values()
+    memories = [slot["kept"] for slot in slots if isinstance(slot, dict) and "kept" in slot]
+    if memories:
+        results[f"{name}/memory bytes"] = np.full(runs, sum(map(continual.bytes_of, memories)) // runs)
     return results
 
 
