@@ -79,7 +79,7 @@ def scores(name: str, found: Experience) -> dict[str, Any]:
 
 def show(results: dict[str, Any]) -> None:
     """One line for the terminal."""
-    means = {name: np.mean(value) for name, value in results.items() if name.endswith("accuracy")}
+    means = {name: np.mean(value) for name, value in results.items() if name.endswith(("/accuracy", "/task accuracy"))}
     print("  ".join(f"{name} {mean:.4f}" for name, mean in means.items()), flush=True)
 
 

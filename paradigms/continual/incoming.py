@@ -31,15 +31,10 @@ def wait(slot: Tree, batch: Batch, replayed: Tree) -> Tree:
     Args:
       batch: rows of weight 0 are padding and will not be stored.
       replayed: everything that was read from the memory in this step.
-
-    Raises:
-      ValueError: the batch has more rows than there is room for.
     """
     # the write waits for the read, by a term that is always 0 (nothing exceeds inf); else XLA copies the memory
     read = sum(jnp.sum(leaf, dtype=jnp.float32) for leaf in jax.tree.leaves(replayed))
     count, waiting = rows(batch), slot["incoming"]
-    if count > len(waiting["weight"]):
-        raise ValueError(f"batch: has {count} rows, and that of init had {len(waiting['weight'])}; init with the largest batch")
     weight = batch.get("weight", jnp.ones(count)) + (jnp.abs(read) > jnp.inf)
     place = waiting["count"] + jnp.arange(count)
     put = lambda old, leaf: old.at[place].set(leaf.astype(old.dtype), mode="drop")

@@ -354,12 +354,12 @@ def test_training_with_rehearsal_in_a_scan_copies_no_buffer(guard, make):
             return {"x": x, "y": jnp.zeros(8, jnp.int32)}
 
     model = from_functions(lambda key, x: {"w": jax.random.normal(key, (64, 3))}, lambda p, x: x @ p["w"])
-    trainer = Trainer(rehearsal(supervised(model), make(4096)), optax.sgd(0.1), guard=guard)
+    trainer = Trainer(rehearsal(supervised(model), make(16384)), optax.sgd(0.1), guard=guard)
     state = trainer.init(0, Source().batch(KEY, 0))
     run = jax.jit(lambda state: trainer.pure.scan(state, Source(), 20), donate_argnums=0)
     compiled = run.lower(state).compile()
-    assert not copies(compiled, "4096,64")
-    assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 64 / 4
+    assert not copies(compiled, "16384,64")
+    assert compiled.memory_analysis().temp_size_in_bytes < 16384 * 64 / 4  # most of it the batches of some steps
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])

@@ -130,13 +130,6 @@ def test_earlier_tasks_alone_may_count():
     jax.tree.map(np.testing.assert_array_equal, evaluate(objective, params, state, third, task=0)[1], alone)
 
 
-def test_rows_that_would_not_be_stored_are_refused():
-    objective = replay(CHILD, reservoir(8))
-    params, state = objective.init(KEY, batch_of(2))
-    with pytest.raises(ValueError, match="batch: has 5 rows, and that of init had 2"):
-        evaluate(objective, params, state, batch_of(5))
-
-
 def test_batch_statistics_see_the_stream_and_then_the_replay():
     first, second = batch_of(4), batch_of(4, 4)
     objective = replay(NORMED, reservoir(4))
