@@ -69,10 +69,11 @@ LEAVES: dict[str, Callable[[], pd.Objective]] = {
     "byol": byol,
     "episodic": lambda: pd.episodic(NET, pd.prototypes(3)),
     "ridge": lambda: pd.episodic(NET, pd.ridge(3)),
+    "matching": lambda: pd.episodic(NET, meta.attention(3)),
     "icarl": lambda: continual.icarl(NET, TABLE, 12),
     "er_ace": lambda: continual.er_ace(NET, pd.reservoir(12), TABLE),
 }
-EPISODIC = {"episodic", "ridge"}  # their batches are episodes
+EPISODIC = {"episodic", "ridge", "matching"}  # their batches are episodes
 STILL = {"gdumb"}  # learn at boundaries alone
 
 
@@ -88,6 +89,11 @@ class Transform(NamedTuple):
 def _first_order(child, steps):
     rates, hypergradient = meta.per_parameter(), meta.first_order()
     return pd.maml(child, optax.sgd(1.0), steps, rates=rates, hypergradient=hypergradient)
+
+
+def _body(child, steps):
+    hypergradient = meta.annealed(2, then=meta.truncated(1))
+    return pd.maml(child, optax.sgd(0.1), steps, hypergradient=hypergradient, adapts=meta.without("head"))
 
 
 TRANSFORMS = {
@@ -107,6 +113,19 @@ TRANSFORMS = {
             rates=meta.per_tensor_and_step(0.1, 2),
             step_losses=meta.multi_step(2, 4),
             normalisation=meta.per_step(2),
+        ),
+        None,
+        episodes=True,
+    ),
+    "boil": Transform(lambda o: _body(o, 2), lambda o: _body(o, 0), episodes=True),
+    "reset": Transform(
+        lambda o: pd.maml(
+            o,
+            optax.sgd(0.1),
+            2,
+            hypergradient=meta.implicit(1.0, meta.neumann(3, 0.1)),
+            adapts=meta.reset(meta.only("head")),
+            normalisation=meta.support_statistics(),
         ),
         None,
         episodes=True,
@@ -176,6 +195,7 @@ COMPOSITIONS = [
     ("multitask", "rehearsal", "supervised"),
     ("rehearsal", "multitask", "byol"),
     ("maml", "multitask", "supervised"),
+    ("multitask", "maml", "supervised"),
     ("maml", "byol"),
     ("averaged", "maml", "supervised"),
     ("sharpness", "rehearsal", "supervised"),

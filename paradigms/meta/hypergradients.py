@@ -77,9 +77,12 @@ def annealed(updates: int, first: Hypergradient | None = None, then: Hypergradie
     first, then = first_order() if first is None else first, unrolled() if then is None else then
 
     def run(loop, carry, observe):
-        return lax.cond(
-            loop.update < updates, lambda c: first.run(loop, c, observe), lambda c: then.run(loop, c, observe), carry
-        )
+        def branch(how):
+            # recomputes nothing; without it the branches save different things, and jax 0.10 makes a program of them that
+            # does not verify
+            return jax.checkpoint(lambda c: how.run(loop, c, observe), policy=jax.checkpoint_policies.everything_saveable)
+
+        return lax.cond(loop.update < updates, branch(first), branch(then), carry)
 
     return Hypergradient(run, first.second_order or then.second_order, first.of_steps and then.of_steps)
 
