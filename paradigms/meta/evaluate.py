@@ -148,8 +148,7 @@ def evaluate_episodes(
     _answerable("source", first["query"].get("y", ()), jax.eval_shape(predicted, state))
     every = measure if runs is None else lambda state, *rest: jax.lax.map(lambda one: measure(one, *rest), state)
     program = jax.jit(every)
-    # one call at a time: on a CPU of two cores, several that solve linear systems (`ridge`) were seen to wait for each other
-    found = [jax.device_get(program(state, source, number)) for number in range(-(-tasks // source.batch_size))]
+    found = jax.device_get([program(state, source, number) for number in range(-(-tasks // source.batch_size))])
     return {name: _summary(np.concatenate([part[name] for part in found], -1)[..., :tasks]) for name in ANSWERS}
 
 
