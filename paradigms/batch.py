@@ -2,7 +2,8 @@
 
 A batch is a dict whose leaves all have the example axis first: ``x`` and, where they apply, ``y``, ``task``, ``weight``
 (float, 0 is padding) and ``index``. An episode is ``{"support": batch, "query": batch}`` under a leading task axis, with
-an optional ``weight`` a task. A batch for several objectives is a dict of batches.
+an optional ``weight`` a task; a query set with the leaf ``beside`` begins with the rows of the support set. A batch for
+several objectives is a dict of batches.
 """
 
 from collections.abc import Callable

@@ -6,10 +6,10 @@ Protocol:  1623 characters in 28x28, 1100 / 100 / 423 for training / validation 
            are turned by a random quarter. 600 test tasks with as many queries as shots, answered together (transductive,
            as published for MAML) and one by one (inductive); last weights; interval over tasks. "paper" has the papers'
            meta-batches, numbers of updates and rates; "short" is what two CPU cores do in under 15 minutes a method:
-           4 tasks and 16,000 updates (iMAML 4,000) under a falling rate, an inner rate of 1.0 of the mean loss (half of
-           MAML's at 5 ways), 2,000 updates of Reptile, prototypical networks with 20 ways and strides. Unlike MAML's code,
-           normalisation has a scale, and scale and bias adapt; unlike that of prototypical networks, turned characters are
-           not classes of their own.
+           4 tasks and 16,000 updates (iMAML 4,000, not timed) under a falling rate, an inner rate of 1.0 of the mean loss
+           (half of MAML's at 5 ways), 2,000 updates of Reptile, prototypical networks with 20 ways and strides. Unlike
+           MAML's code, normalisation has a scale, and scale and bias adapt; unlike that of prototypical networks, turned
+           characters are not classes of their own.
 Command:   python -m experiments meta.omniglot; python -m experiments meta.omniglot --tier paper --methods maml first_order ...
 Hardware:  short: 2 CPU cores; paper: a GPU.
 Published: 5-way 1-shot MAML 0.987, prototypical networks 0.988; see PUBLISHED for the rest (copied from the papers, some
