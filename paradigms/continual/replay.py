@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from paradigms.batch import rows, unweighted, weigh
 from paradigms.continual import incoming
-from paradigms.continual.memory import Memory
+from paradigms.continual.memory import Memory, by_task
 from paradigms.continual.scenario import class_incremental, present
 from paradigms.model import Model
 from paradigms.objective import Batch, Context, Objective, Tree, concrete, hide, own
@@ -24,8 +24,12 @@ def all_rows(batch: Batch, ctx: Context) -> jax.Array:
 
 
 def earlier(batch: Batch, ctx: Context) -> jax.Array:
-    """The rows of tasks that have ended, by the leaf "task": A-GEM asks nothing of the present one (Chaudhry et al., 2019)."""
-    return batch["task"] < ctx.task
+    """The rows of tasks that have ended, by the leaf "task": A-GEM asks nothing of the present one (Chaudhry et al., 2019).
+
+    Raises:
+      ValueError: the rows have no "task".
+    """
+    return by_task(batch) < ctx.task
 
 
 def replay(

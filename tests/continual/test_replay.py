@@ -126,6 +126,8 @@ def test_earlier_tasks_alone_may_count():
         values = evaluate(objective, params, state, third, task=task)[0]
         expected = losses[counted].mean() if counted.any() else 0.0
         np.testing.assert_allclose(values["memory/supervised"], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match='batch: has no leaf "task"'):
+        earlier({"x": picked["x"], "y": picked["y"]}, context())
     alone = evaluate(CHILD, params, {"model": state["model"]}, third)[1]
     jax.tree.map(np.testing.assert_array_equal, evaluate(objective, params, state, third, task=0)[1], alone)
 
