@@ -86,9 +86,10 @@ def experience(
       trainer: of one run, or of many (`vectorize`).
       tasks: the stream.
       batch_size: examples an update.
-      epochs, steps: how long each task is trained, one of the two; an epoch is the mean size of the tasks.
+      epochs, steps: how long each task is trained, one of the two; an epoch is the mean size of the tasks, times the tasks
+        that the training spans.
       key: typed PRNG key or seed of the run.
-      span: ``task -> first task`` that its training draws from: ``lambda t: 0`` is cumulative training; default the task.
+      span: ``task -> first task`` that its training draws from: ``lambda task: 0`` is cumulative training; default the task.
       only: the tasks that are trained on, of all that are tested; ``range(T - 1, T)`` with ``span`` 0 is joint training.
       transform: of training batches, ``(key, batch) -> batch``.
       boundary: examples of the task that its boundaries see, in batches of `boundary_rows`; None: all of them.
@@ -105,14 +106,21 @@ def experience(
     if (epochs is None) == (steps is None):
         raise ValueError(f"epochs={epochs}, steps={steps}: give one of the two")
     counts = np.asarray(tasks.parts["train"]["count"])
-    if steps is None:
-        groups = jax.eval_shape(tasks.plan, jax.random.key(0))["groups"].shape[1]
-        steps = round(epochs * counts.mean() * groups / batch_size)  # pyright: ignore[reportOptionalOperand]
-    if steps < 1 or (evaluate_every is not None and evaluate_every < 1) or ahead < 0:
-        raise ValueError(f"steps={steps}, evaluate_every={evaluate_every}, ahead={ahead}: must be 1 or more, ahead 0 or more")
+    first_of = (lambda task: task) if span is None else span
+    groups = jax.eval_shape(tasks.plan, jax.random.key(0))["groups"].shape[1]
+
+    def length(task):
+        """The updates of a task."""
+        if steps is not None:
+            return steps
+        return round(epochs * counts.mean() * groups * (task - first_of(task) + 1) / batch_size)
+
     trained = range(len(tasks)) if only is None else only
     if not trained or not 0 <= min(trained) <= max(trained) < len(tasks):
         raise ValueError(f"only={only}: must be some of the {len(tasks)} tasks, such as range(1, {len(tasks)})")
+    shortest = min(map(length, trained))
+    if shortest < 1 or (evaluate_every is not None and evaluate_every < 1) or ahead < 0:
+        raise ValueError(f"steps={shortest}, evaluate_every={evaluate_every}, ahead={ahead}: must be >= 1, ahead >= 0")
     score = hits() if score is None else score
     home = None if folder is None else pathlib.Path(folder)
 
@@ -143,20 +151,20 @@ def experience(
             seen = tasks.whole("train", task, boundary_rows, most=boundary)
             state = state._replace(task=jnp.full_like(state.task, task))  # also where tasks before were left out
             state = trainer.boundary(state, seen, "start")
-            since = task if span is None else span(task)
-            source = tasks.train(task, batch_size, start=first, since=since, transform=transform)
-            made, piece = 0, evaluate_every or steps
-            while made < steps:
-                state, values = trainer.advance(state, source, min(piece, steps - made))
-                made = min(made + piece, steps)
-                if request.agreed() is not None and made < steps:
+            source = tasks.train(task, batch_size, start=first, since=first_of(task), transform=transform)
+            made, updates = 0, length(task)
+            piece = evaluate_every or updates
+            while made < updates:
+                state, values = trainer.advance(state, source, min(piece, updates - made))
+                made = min(made + piece, updates)
+                if request.agreed() is not None and made < updates:
                     raise Stopped(request.agreed() or 0, f"stopped in task {task}; what came before it is saved")
-                if made < steps:
+                if made < updates:
                     rows.append({"task": task, "step": first + made, "end": False, "scores": test(state, task)})
                     _log(writer, task, first + made, values, rows[-1]["scores"])
             state = trainer.boundary(state, seen, "end")
-            rows.append({"task": task, "step": first + steps, "end": True, "scores": test(state, task)})
-            _log(writer, task, first + steps, values, rows[-1]["scores"])
+            rows.append({"task": task, "step": first + updates, "end": True, "scores": test(state, task)})
+            _log(writer, task, first + updates, values, rows[-1]["scores"])
             if disk is not None:
                 disk.save(task, state, _to_notes(rows))
             if request.agreed() is not None and task != trained[-1]:

@@ -169,6 +169,9 @@ TRANSFORMS = {
     ),
     "fdr": Transform(lambda o: continual.fdr(o, pd.reservoir(16), 0.5), lambda o: continual.fdr(o, pd.reservoir(16), 0.0)),
     "episodic_memory": Transform(lambda o: continual.episodic_memory(o, continual.ring(4, 2), 2), None),
+    "told": Transform(
+        lambda o: continual.told(o, continual.task_free(TABLE)), lambda o: continual.told(o, continual.task_incremental(TABLE))
+    ),
     "augmented": Transform(
         lambda o: pd.augmented(o, lambda key, batch: {**batch, "x": noise(key, batch["x"])}),
         lambda o: pd.augmented(o, lambda key, batch: batch),
@@ -212,6 +215,7 @@ COMPOSITIONS = [
     ("rehearsal", "look_ahead", "supervised"),
     ("hat", "task_specific", "supervised"),
     ("adversarial", "progressive", "supervised"),
+    ("told", "rehearsal", "supervised"),
 ]
 
 

@@ -140,6 +140,19 @@ def test_joint_training_sees_all_tasks():
     assert apart.matrix["accuracy"][-1, 0] < 0.2
 
 
+def test_cumulative_training_draws_from_all_tasks_so_far():
+    """An epoch is as long as what it is drawn from, and nothing is forgotten."""
+    found = pd.experience(trainer(), TASKS, batch_size=16, epochs=2, span=lambda task: 0, evaluate_every=1000)
+    one = round(np.asarray(TASKS.parts["train"]["count"]).sum() / 16)
+    np.testing.assert_array_equal(found.curve_steps, [one, 3 * one])
+    state = trainer().init(0, example(TASKS.train(0, 16)))
+    for task, first, steps in ((0, 0, one), (1, one, 2 * one)):
+        state, _ = trainer().scan(state, TASKS.train(task, 16, start=first, since=0), steps)
+        state = trainer().boundary(state, None, "end")
+    close(found.state.params, state.params)
+    assert found.matrix["accuracy"][1].min() > 0.6
+
+
 def test_rehearsal_remembers_what_fine_tuning_forgets():
     tasks = data.split_classes(DIGITS, per_task=2)
     model = pd.from_nnx(lambda rngs: nn.MLP(64, (64,), 10, mean=DIGITS.mean, std=DIGITS.std, rngs=rngs))

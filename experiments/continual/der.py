@@ -14,7 +14,7 @@ from experiments.runner import require
 from paradigms import data, nn
 
 BUFFERS = (200, 500, 5120)  # those for which the authors chose settings
-WITHOUT = ("joint", "sgd", "oewc", "si", "lwf")  # methods that keep no examples
+WITHOUT = ("joint", "cumulative", "sgd", "oewc", "si", "lwf")  # methods that keep no examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Views(Config):
         require(self, tasks=1)
 
 
-def mnist() -> data.Data:
-    """MNIST with all 60,000 images in the training split, as published: nothing is selected here."""
-    found = data.load("mnist", validation=1000)
-    whole = jax.tree.map(lambda a, b: np.concatenate([a, b]), found.train, found.validation)
-    return dataclasses.replace(found, train=whole)
+def whole(name: str) -> data.Data:
+    """A set with all its images but the test's in the training split, as published: nothing is selected here."""
+    found = data.load(name, validation=1000)
+    train = jax.tree.map(lambda a, b: np.concatenate([a, b]), found.train, found.validation)
+    return dataclasses.replace(found, train=train)
 
 
 def run(
@@ -71,7 +71,7 @@ def run(
     """All methods of a benchmark with all buffers.
 
     Args:
-      settings: {method: {argument of `method`: a number, or one for each of `BUFFERS`}}.
+      settings: {method: {argument of `method`, or "batch_size": a number, or one for each of `BUFFERS`}}.
       replay: examples replayed a step where the settings of a method do not say.
       scenario: ``table -> Scenario``.
       network: the authors' for MNIST by default.
@@ -85,10 +85,13 @@ def run(
             place = BUFFERS.index(buffer) if buffer else 0
             chosen = {key: value[place] if isinstance(value, tuple) else value for key, value in settings[name].items()}
             chosen = {"replay": replay, "buffer": buffer, **chosen}
-            learner = method(name, network=network, table=tasks.table, active=scenario(tasks.table), wrap=wrap, **chosen)
+            how = {"batch_size": chosen.pop("batch_size", batch_size), "epochs": epochs, "seeds": config.seeds}
+            rules = scenario(tasks.table)
+            learner = method(
+                name, network=network, table=tasks.table, scenario=rules, task_size=tasks.sizes["train"], wrap=wrap, **chosen
+            )
             label = prefix + (f"{name}/{buffer}" if buffer else name)
-            where = folder / label.replace("/", "-")
-            found = learn(learner, tasks, where, batch_size=batch_size, epochs=epochs, seeds=config.seeds, key=config.key)
+            found = learn(learner, tasks, rules, folder / label.replace("/", "-"), key=config.key, **how)
             numbers = scores(label, found)
             show(numbers)
             results |= numbers

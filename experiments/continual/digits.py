@@ -23,6 +23,7 @@ from paradigms import continual, data, nn
 PROTOCOL = "2 digits a task, 10 epochs, MLP 64-64-64, memories of 200; last accuracy among all classes, interval over seeds"
 SETTINGS = {
     "joint": {},
+    "cumulative": {},
     "sgd": {},
     "oewc": {"weight": 100.0},
     "si": {"weight": 0.1, "damping": 0.1},
@@ -43,6 +44,7 @@ SETTINGS = {
 }
 Method = Literal[
     "joint",
+    "cumulative",
     "sgd",
     "oewc",
     "si",
@@ -90,7 +92,7 @@ def learned(name: str, digits: data.Data, folder: pathlib.Path, config: Config) 
     """The scores of one method."""
     tasks = data.split_classes(digits, per_task=2)
     network = pd.from_nnx(lambda rngs: nn.MLP(64, (64, 64), 10, mean=digits.mean, std=digits.std, rngs=rngs))
-    active = continual.class_incremental(tasks.table, continual.every(tasks.table))
-    learner = method(name, network=network, table=tasks.table, rate=0.1, replay=16, active=active, **SETTINGS[name])
+    scenario = continual.class_incremental(tasks.table, continual.every(tasks.table))
+    learner = method(name, network=network, table=tasks.table, scenario=scenario, rate=0.1, replay=16, **SETTINGS[name])
     how: Any = {"seeds": config.seeds, "epochs": config.epochs, "evaluate_every": 20, "key": config.key}
-    return scores(name, learn(learner, tasks, folder, batch_size=16, **how))
+    return scores(name, learn(learner, tasks, scenario, folder, batch_size=16, **how))

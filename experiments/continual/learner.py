@@ -2,8 +2,9 @@
 
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -22,18 +23,20 @@ class Learner(NamedTuple):
 
     Attributes:
       objective, optimizer, aggregate: the trainer's.
-      joint: whether it is trained on all tasks at once.
+      draws: where a task's examples are from: the task alone, all so far (cumulative training), or all (joint training,
+        which is one task, the last).
     """
 
     objective: Objective
     optimizer: optax.GradientTransformation
     aggregate: Aggregator | None = None
-    joint: bool = False
+    draws: Literal["task", "so far", "all"] = "task"
 
 
 def learn(
     learner: Learner,
     tasks: data.Tasks,
+    scenario: continual.Scenario,
     folder: pathlib.Path,
     *,
     batch_size: int,
@@ -45,13 +48,14 @@ def learn(
     transform: Callable | None = None,
     evaluate_every: int | None = None,
 ) -> Experience:
-    """Trains all seeds in one program. Joint training takes as many steps as all tasks together, at the last."""
-    trainer = pd.vectorize(lambda: pd.Trainer(learner.objective, learner.optimizer, learner.aggregate), seeds=seeds)
-    last = len(tasks) - 1
+    """Trains all seeds in one program, told what the scenario says; joint training for as long as all tasks together."""
+    objective, last = continual.told(learner.objective, scenario), len(tasks) - 1
+    trainer = pd.vectorize(lambda: pd.Trainer(objective, learner.optimizer, learner.aggregate), seeds=seeds)
     how: dict[str, Any] = {"epochs": epochs, "steps": steps}
-    if learner.joint:
-        how = {name: value and value * len(tasks) for name, value in how.items()}
-        how |= {"span": lambda task: 0, "only": range(last, last + 1)}
+    if learner.draws != "task":
+        how |= {"span": lambda task: 0}
+    if learner.draws == "all":
+        how |= {"steps": steps and steps * len(tasks), "only": range(last, last + 1)}
     options = {"batch_size": batch_size, "key": key, "folder": folder, "boundary": boundary, "transform": transform}
     score = hits(None if tasks.table.all() else tasks.table)  # shared outputs have one accuracy alone
     return experience(trainer, tasks, score=score, evaluate_every=evaluate_every, **options, **how)
@@ -88,6 +92,7 @@ def method(
     *,
     network: pd.Model,
     table: np.ndarray,
+    scenario: continual.Scenario,
     rate: float,
     buffer: int = 0,
     replay: int = 0,
@@ -95,27 +100,32 @@ def method(
     alpha: float = 0.0,
     beta: float = 0.0,
     damping: float = 1.0,
-    active: Callable | None = None,
+    task_size: int | None = None,
     wrap: Callable[[Objective], Objective] | None = None,
 ) -> Learner:
     """A method of Buzzega et al. (2020) with stochastic gradient descent.
 
     Args:
       name: of the method.
+      table, scenario: of the stream.
       rate: of the descent.
       buffer, replay: examples the memory holds, and replays a step.
       weight: of a penalty, or the margin of GEM. alpha, beta: of DER's two terms, or of FDR's. damping: of SI.
-      active: the outputs that compete.
+      task_size: examples of a task, for iCaRL.
       wrap: around the supervised objective, inside all else, such as `augmented`.
     """
-    plain = pd.supervised(network, active=active)
+    plain = pd.supervised(network, active=scenario)
     plain = plain if wrap is None else wrap(plain)
     memory = continual.as_uint8(pd.reservoir(max(1, buffer)))
     optimizer = optax.sgd(rate)
     tasks = len(table)
     match name:
-        case "sgd" | "joint":
-            return Learner(plain, optimizer, joint=name == "joint")
+        case "sgd":
+            return Learner(plain, optimizer)
+        case "cumulative":
+            return Learner(plain, optimizer, draws="so far")
+        case "joint":
+            return Learner(plain, optimizer, draws="all")
         case "oewc":  # the authors' code has the gradient 2 weight F (theta - anchor)
             return Learner(pd.ewc(plain, 2 * weight, continual.labelled_fisher), optimizer)
         case "si":
@@ -150,6 +160,17 @@ def method(
         case "gdumb":
             kept = continual.as_uint8(continual.class_balanced(buffer, table.shape[1]))
             return Learner(continual.gdumb(plain, kept, optimizer, 30 * max(1, buffer // replay), replay), optimizer)
-        case "icarl":
-            return Learner(continual.icarl(network, table, buffer), optimizer)
+        case "icarl":  # the authors' loss is the mean over the outputs seen so far
+            return Learner(_mean_of_outputs(continual.icarl(network, table, buffer, task_size=task_size), table), optimizer)
     raise ValueError(f"--methods: {name} is not one of these")
+
+
+def _mean_of_outputs(objective: Objective, table: np.ndarray) -> Objective:
+    """The losses divided by the number of outputs seen so far."""
+    seen = continual.seen(table)
+
+    def losses(params, state, batch, ctx):
+        found, rest = objective.losses(params, state, batch, ctx)
+        return {name: loss / jnp.sum(seen(batch, ctx)) for name, loss in found.items()}, rest
+
+    return objective._replace(losses=losses)

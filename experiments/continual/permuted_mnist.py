@@ -62,5 +62,5 @@ class Config(der.Views):
 
 
 def run(config: Config, folder: pathlib.Path) -> dict:
-    tasks = data.permuted(der.mnist(), config.tasks)
+    tasks = data.permuted(der.whole("mnist"), config.tasks)
     return der.run(config, tasks, folder, SETTINGS, batch_size=128, replay=128, scenario=continual.domain_incremental)

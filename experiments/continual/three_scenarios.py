@@ -59,6 +59,11 @@ PUBLISHED = {
 }
 Method = Literal["joint", "none", "xdg", "ewc", "oewc", "si", "lwf", "dgr", "dgr_distill", "er", "icarl"]
 ScenarioName = Literal["task", "domain", "class"]
+RULES: dict[str, Any] = {
+    "task": continual.task_incremental,
+    "domain": continual.domain_incremental,
+    "class": continual.class_incremental,
+}
 WEIGHTS = {  # of the penalties, in the three scenarios
     "ewc": {"task": 1e7, "domain": 1e6, "class": 1e8},
     "oewc": {"task": 1e8, "domain": 1e8, "class": 1e9},
@@ -88,22 +93,15 @@ class Config:
 
 
 def run(config: Config, folder: pathlib.Path) -> dict:
-    mnist, results = der.mnist(), {}
+    mnist, results = der.whole("mnist"), {}
     for scenario in config.scenarios:
         tasks = data.split_classes(mnist, per_task=2, shuffled=True, shared=scenario == "domain")
         for name in config.methods:
             if (name == "xdg" and scenario != "task") or (name == "icarl" and scenario != "class"):
                 continue
-            label, made = f"{scenario}/{name}", learner(name, scenario, tasks)
-            found = learn(
-                made,
-                tasks,
-                folder / f"{scenario}-{name}",
-                batch_size=128,
-                steps=config.steps,
-                seeds=config.seeds,
-                key=config.key,
-            )
+            label, made, rules = f"{scenario}/{name}", learner(name, scenario, tasks), RULES[scenario](tasks.table)
+            how: Any = {"batch_size": 128, "steps": config.steps, "seeds": config.seeds, "key": config.key}
+            found = learn(made, tasks, rules, folder / f"{scenario}-{name}", **how)
             numbers = {key: value for key, value in scores(label, found).items() if "task accuracy" not in key}
             results |= numbers
             show(numbers)
@@ -115,15 +113,12 @@ def learner(name: str, scenario: str, tasks: data.Tasks) -> Learner:
     table, adam = tasks.table, optax.adam(1e-3)
     outputs = table.shape[1]
     network = pd.from_nnx(lambda rngs: nn.MLP(784, (400, 400), outputs, rngs=rngs))
-    incremental: Any = {
-        "task": continual.task_incremental,
-        "domain": continual.domain_incremental,
-        "class": continual.class_incremental,
-    }[scenario]
-    plain = pd.supervised(network, active=incremental(table))
+    plain = pd.supervised(network, active=RULES[scenario](table))
     match name:
-        case "none" | "joint":
-            return Learner(plain, adam, joint=name == "joint")
+        case "none":
+            return Learner(plain, adam)
+        case "joint":
+            return Learner(plain, adam, draws="so far")
         case "xdg":
             return Learner(continual.xdg(plain, len(tasks), 0.8), adam)
         case "ewc":
@@ -147,5 +142,5 @@ def learner(name: str, scenario: str, tasks: data.Tasks) -> Learner:
         case "er":
             return Learner(pd.rehearsal(plain, continual.as_uint8(pd.reservoir(1000)), 128), adam)
         case "icarl":
-            return Learner(continual.icarl(network, table, 2000), adam)
+            return Learner(continual.icarl(network, table, 2000, task_size=tasks.sizes["train"], temperature=2.0), adam)
     raise ValueError(f"--methods: {name} is not one of these")

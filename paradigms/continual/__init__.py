@@ -11,7 +11,7 @@ from paradigms.continual.gem import agem, episodic_memory, gem
 from paradigms.continual.generative import Generator, generative_replay, labels, soft_labels, vae
 from paradigms.continual.gradient_selection import gss
 from paradigms.continual.hat import hat
-from paradigms.continual.herding import herding
+from paradigms.continual.herding import herded, herding
 from paradigms.continual.icarl import icarl
 from paradigms.continual.importance import (
     Importance,
@@ -31,6 +31,7 @@ from paradigms.continual.rehearsal import rehearsal
 from paradigms.continual.replay import all_rows, earlier, er_ace, replay
 from paradigms.continual.retrieval import Ask, Retrieve, balanced, interfered, uniform
 from paradigms.continual.scenario import (
+    Known,
     Scenario,
     class_incremental,
     domain_incremental,
@@ -39,7 +40,9 @@ from paradigms.continual.scenario import (
     past,
     present,
     seen,
+    task_free,
     task_incremental,
+    told,
 )
 from paradigms.continual.specific import task_specific
 
@@ -48,6 +51,7 @@ __all__ = [
     "Ask",
     "Generator",
     "Importance",
+    "Known",
     "Memory",
     "Retrieve",
     "Scenario",
@@ -80,6 +84,7 @@ __all__ = [
     "generative_replay",
     "gss",
     "hat",
+    "herded",
     "herding",
     "icarl",
     "interfered",
@@ -109,8 +114,10 @@ __all__ = [
     "separate",
     "si",
     "soft_labels",
+    "task_free",
     "task_incremental",
     "task_specific",
+    "told",
     "uniform",
     "vae",
     "xdg",

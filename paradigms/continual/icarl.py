@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from paradigms.batch import rows, weighted_mean
-from paradigms.continual.herding import herding, unit
+from paradigms.continual.herding import herded, unit
 from paradigms.continual.memory import check_unit, to_uint8
 from paradigms.continual.scenario import past, seen
 from paradigms.model import Model
@@ -17,7 +17,13 @@ from paradigms.supervised import CLOSED, supervised
 
 
 def icarl(
-    model: Model, table: Any, capacity: int, size: int | None = None, task_size: int | None = None, name: str = "icarl"
+    model: Model,
+    table: Any,
+    capacity: int,
+    size: int | None = None,
+    task_size: int | None = None,
+    temperature: Any = 1.0,
+    name: str = "icarl",
 ) -> Objective:
     """Incremental classifier and representation learning (Rebuffi et al., 2017, algorithms 1 to 5).
 
@@ -26,10 +32,9 @@ def icarl(
     "classification"), those of the outputs before are the sigmoids of the teacher, the network at the last "end" in
     evaluation mode ("distillation"; algorithm 3). In the first task there is neither teacher nor exemplar.
 
-    At "end", in this order: the exemplars of each old class are cut to the first ``capacity // classes seen``
-    (algorithm 5); those of the task's classes are chosen by `herding` among the rows of the boundary (algorithm 4; all of
-    the task with ``experience(boundary=None)``); the class means of all exemplars are taken anew under the new features;
-    the network becomes the teacher.
+    At "end", in this order: the rows of the boundary come into the memory `herded`, which cuts the exemplars of old classes
+    and chooses those of the task's (algorithms 4 and 5; all of the task with ``experience(boundary=None)``); the class means
+    of all exemplars are taken anew under the new features; the network becomes the teacher.
 
     ``predict`` answers with minus the squared distance of the unit features to the class means, unit vectors again
     (algorithm 1); classes without exemplars, those of the task in training among them, are `CLOSED`. It has the network's
@@ -42,11 +47,12 @@ def icarl(
     Args:
       model: has "features" (rows, ...) and "logits" (rows, outputs).
       table: (tasks, outputs) bool; every task has outputs of its own.
-      capacity: K, exemplars of all classes together, at least one an output. Stored are x in [0, 1] as uint8, in
-        (outputs, K // outputs of the first task) slots.
+      capacity: K, exemplars of all classes together, at least one an output. Stored are x in [0, 1] as uint8, in K // outputs
+        of the first task slots an output.
       size: exemplars replayed a step, drawn uniformly. Default: as many as the batch has; 0 replays none.
       task_size: examples of a task. Default: a replayed row counts as much as one of the stream.
-      name: the slot of ``state``: {"exemplars": {"x", "count"}, "means", "teacher"}.
+      temperature: above 0, divides the teacher's logits; 1 in the paper, 2 in van de Ven and Tolias (2019).
+      name: the slot of ``state``: {"kept": the memory, "means", "teacher"}.
 
     Raises:
       ValueError: arguments out of range, tasks that share outputs; (at init) a model without features or of other
@@ -57,25 +63,14 @@ def icarl(
         raise ValueError(
             "table: must be (tasks, outputs), every output of one task at most; iCaRL is for streams of new classes"
         )
-    outputs, new = table.shape[1], int(table.sum(1).max())
-    sofar = np.logical_or.accumulate(table).sum(1)
-    if capacity < sofar[-1]:
-        raise ValueError(f"capacity={capacity}: must be at least {sofar[-1]}, one exemplar a class")
+    outputs = table.shape[1]
     if size is not None and size < 0:
         raise ValueError(f"size={size}: must be 0 or more")
     if concrete(task_size) and task_size is not None and task_size < 1:
         raise ValueError(f"task_size={task_size}: must be 1 or more examples")
-    most = capacity // int(sofar[0])
-    classes = np.full((len(table), new), outputs)  # of each task; those beyond are out of bounds, and dropped
-    for task, row in enumerate(table):
-        classes[task, : row.sum()] = np.flatnonzero(row)
-
-    def restored(x, dtype):
-        return x.astype(dtype) * (1 / 255) if jnp.issubdtype(dtype, jnp.floating) else x
-
-    def embed(params, state, x):
-        found = model.apply(params["model"], state["model"], x, train=False)[0]["features"]
-        return unit(found.reshape(len(x), -1))
+    if concrete(temperature) and not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be above 0")
+    memory = herded(capacity, outputs, most=capacity // int(table[0].sum()), new=int(table.sum(1).max()))
 
     def init(key, batch):
         params, state = supervised(model).init(key, batch)
@@ -85,44 +80,43 @@ def icarl(
             raise ValueError(f'model: needs "features" and {outputs} logits, as table has, and gives {found}')
         check_unit(x)
         width = found["features"].size // len(x)
-        return params, own(
-            state,
-            name,
-            {
-                "exemplars": {
-                    "x": jnp.zeros((outputs, most, *x.shape[1:]), to_uint8(x).dtype),
-                    "count": jnp.zeros(outputs, jnp.int32),
-                },
-                "means": jnp.zeros((outputs, width), found["features"].dtype),
-                "teacher": copy({"params": params["model"], "state": state["model"]}),
-            },
-        )
+        kept = memory.init({"x": to_uint8(jnp.asarray(x)), "y": jnp.asarray(batch["y"])})
+        means = jnp.zeros((outputs, width), found["features"].dtype)
+        teacher = copy({"params": params["model"], "state": state["model"]})
+        return params, own(state, name, {"kept": kept, "means": means, "teacher": teacher})
 
-    def join(batch, exemplars, key):
+    def restored(x, dtype):
+        return x.astype(dtype) * (1 / 255) if jnp.issubdtype(dtype, jnp.floating) else x
+
+    def embed(params, state, x):
+        found = model.apply(params["model"], state["model"], x, train=False)[0]["features"]
+        return unit(found.reshape(len(x), -1))
+
+    def join(batch, kept, key):
         """The rows of the stream and then the exemplars drawn; while there are none, rows of the stream at weight 0."""
         count = rows(batch)
         n = count if size is None else size
-        ends = jnp.cumsum(exemplars["count"])
-        drawn = jax.random.randint(key, (n,), 0, jnp.maximum(ends[-1], 1))
-        y = jnp.minimum(jnp.sum(drawn[:, None] >= ends[None], -1), outputs - 1)
-        x = restored(exemplars["x"][y, drawn - (ends - exemplars["count"])[y]], batch["x"].dtype)
-        some, fill = ends[-1] > 0, jnp.arange(n) % count
-        weight = some * (1.0 if task_size is None else ends[-1] * count / (max(n, 1) * task_size))
+        drawn, some = memory.sample(kept, key, n)
+        fill, stored = jnp.arange(n) % count, jnp.sum(kept["count"])
+        weight = jnp.where(some, 1.0 if task_size is None else stored * count / (max(n, 1) * task_size), 0)
+        x, y = jnp.asarray(batch["x"]), jnp.asarray(batch["y"])
+        old = jnp.where(some.reshape(n, *[1] * (x.ndim - 1)), restored(drawn["x"], x.dtype), x[fill])
         return {
-            "x": jnp.concatenate([batch["x"], jnp.where(some, x, jnp.asarray(batch["x"])[fill])]),
-            "y": jnp.concatenate([batch["y"], jnp.where(some, y, jnp.asarray(batch["y"])[fill]).astype(batch["y"].dtype)]),
-            "weight": jnp.concatenate([batch.get("weight", jnp.ones(count)), jnp.full(n, weight, jnp.float32)]),
+            "x": jnp.concatenate([x, old]),
+            "y": jnp.concatenate([y, jnp.where(some, drawn["y"], y[fill])]),
+            "weight": jnp.concatenate([batch.get("weight", jnp.ones(count)), weight.astype(jnp.float32)]),
         }
 
     def losses(params, state, batch, ctx):
         teacher = state[name]["teacher"]
-        joint = join(batch, state[name]["exemplars"], ctx.fold(name).key)
+        joint = join(batch, state[name]["kept"], ctx.fold(name).key)
         found, moved = model.apply(params["model"], state["model"], joint["x"], train=ctx.train, key=ctx.fold("model").key)
         logits = found["logits"]
         taught, _ = model.apply(teacher["params"], teacher["state"], joint["x"], train=False)
         before = past(table)(batch, ctx)
         present = seen(table)(batch, ctx) & ~before
-        one_hot, soft = jax.nn.one_hot(joint["y"], outputs, dtype=logits.dtype), jax.nn.sigmoid(taught["logits"])
+        one_hot = jax.nn.one_hot(joint["y"], outputs, dtype=logits.dtype)
+        soft = jax.nn.sigmoid(taught["logits"] / temperature)
         cross = optax.losses.sigmoid_binary_cross_entropy
         each = {
             "classification": jnp.sum(jnp.where(present, cross(logits, one_hot), 0), -1),
@@ -139,7 +133,7 @@ def icarl(
         found, _ = model.apply(params["model"], state["model"], batch["x"], train=ctx.train, key=ctx.fold("model").key)
         mine, phi = state[name], unit(found["features"].reshape(rows(batch), -1))
         distance = jnp.sum((phi[:, None] - mine["means"][None]) ** 2, -1)
-        known = (mine["exemplars"]["count"] > 0)[None]
+        known = (mine["kept"]["count"] > 0)[None]
         return {**found, "logits": jnp.where(known, -distance, jnp.asarray(CLOSED, distance.dtype))}, state
 
     def boundary(params, state, batches, ctx, event):
@@ -147,30 +141,18 @@ def icarl(
             return params, state
         if batches is None:
             raise ValueError(f'batches=None: {name} chooses exemplars at "end"; pass the task\'s batches')
-        task, kept = jnp.minimum(ctx.task, len(table) - 1), state[name]["exemplars"]
-        share = capacity // jnp.asarray(sofar)[task]
         phi = jax.lax.map(lambda x: embed(params, state, x), batches["x"])
-        phi = phi.reshape(-1, phi.shape[-1])
-        x, y = (jnp.asarray(batches[leaf]).reshape(-1, *batches[leaf].shape[2:]) for leaf in ("x", "y"))
-        weight = jnp.reshape(batches["weight"], -1) if "weight" in batches else jnp.ones(len(y))
-
-        def choose(c):
-            order = herding(phi, (y == c) & (weight > 0), most)
-            return to_uint8(x[jnp.maximum(order, 0)]), jnp.minimum(jnp.sum(order >= 0, dtype=jnp.int32), share)
-
-        number = jnp.asarray(classes)[task]
-        chosen, count = jax.lax.map(choose, number)
-        exemplars = {
-            "x": kept["x"].at[number].set(chosen, mode="drop"),
-            "count": jnp.minimum(kept["count"], share).at[number].set(count, mode="drop"),
-        }
+        flat = jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, *leaf.shape[2:])), {**batches, "features": phi})
+        kept = memory.insert(state[name]["kept"], {**flat, "x": to_uint8(flat["x"])}, ctx.fold(name).key)
 
         def mean(one):
-            phi = embed(params, state, restored(one["x"], x.dtype))
-            return unit(jnp.sum(jnp.where(jnp.arange(most)[:, None] < one["count"], phi, 0), 0))
+            x, valid = one
+            phi = embed(params, state, restored(x, flat["x"].dtype))
+            return unit(jnp.sum(jnp.where(valid[:, None], phi, 0), 0))
 
-        means = jax.lax.map(mean, exemplars).astype(state[name]["means"].dtype)
+        by_class = jax.tree.map(lambda leaf: leaf.reshape(outputs, -1, *leaf.shape[1:]), memory.stored(kept))
+        means = jax.lax.map(mean, (by_class[0]["x"], by_class[1])).astype(state[name]["means"].dtype)
         teacher = copy({"params": params["model"], "state": state["model"]})
-        return params, {**state, name: {"exemplars": exemplars, "means": means, "teacher": teacher}}
+        return params, {**state, name: {"kept": kept, "means": means, "teacher": teacher}}
 
     return Objective(init, losses, predict, boundary=boundary)

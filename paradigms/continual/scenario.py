@@ -2,33 +2,48 @@
 
 The same stream gives very different numbers under different rules (an EWC that seems to work with task labels is at chance
 without), so the rules are a value of their own: the outputs that compete in the loss and in the answer, for
-``supervised(model, active=scenario)``, and what the method may know.
+``supervised(model, active=scenario)``, and what is known of the tasks, which `told` enforces.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradigms.objective import Batch, Context
+from paradigms.objective import Batch, Context, Objective
 from paradigms.supervised import Active
+
+
+class Known(NamedTuple):
+    """What is known of the tasks.
+
+    Attributes:
+      train: whether examples say their task in training.
+      test: whether they do in the test.
+      boundaries: whether it is known where a task begins and ends, and so how many have.
+    """
+
+    train: bool
+    test: bool
+    boundaries: bool
 
 
 class Scenario(NamedTuple):
     """A protocol; call it as the ``active`` of `supervised`.
 
     Attributes:
-      name: "task", "domain" or "class".
+      name: "task", "domain", "class" or "free".
       train: the outputs that compete in the loss.
       answer: those that compete in the answer.
-      labels: what is known, {"train": whether the task is known in training, "test": and in the test}.
+      known: what is known of the tasks.
     """
 
     name: str
     train: Active
     answer: Active
-    labels: dict[str, bool]
+    known: Known
 
     def __call__(self, batch: Batch, ctx: Context) -> jax.Array:
         """``(batch, ctx) -> (rows or 1, outputs)``, in training those of the loss, else those of the answer."""
@@ -41,12 +56,12 @@ def task_incremental(table: Any) -> Scenario:
     Args:
       table: (tasks, outputs) bool, as `paradigms.data.Tasks` has it.
     """
-    return Scenario("task", of_task(table), of_task(table), {"train": True, "test": True})
+    return Scenario("task", of_task(table), of_task(table), Known(train=True, test=True, boundaries=True))
 
 
 def domain_incremental(table: Any) -> Scenario:
     """All tasks share all outputs, and the task is not known in the test."""
-    return Scenario("domain", every(table), every(table), {"train": True, "test": False})
+    return Scenario("domain", every(table), every(table), Known(train=True, test=False, boundaries=True))
 
 
 def class_incremental(table: Any, train: Active | None = None) -> Scenario:
@@ -57,7 +72,49 @@ def class_incremental(table: Any, train: Active | None = None) -> Scenario:
       train: the outputs that compete in the loss: `seen` (van de Ven and Tolias, 2019; default), `every` (Buzzega et al.,
         2020), `of_task` (the "labels trick"), `present`.
     """
-    return Scenario("class", seen(table) if train is None else train, seen(table), {"train": True, "test": False})
+    among = seen(table) if train is None else train
+    return Scenario("class", among, seen(table), Known(train=True, test=False, boundaries=True))
+
+
+def task_free(table: Any) -> Scenario:
+    """A stream of examples and nothing else: no tasks, no boundaries (Aljundi et al., 2019a); all outputs compete."""
+    return Scenario("free", every(table), every(table), Known(train=False, test=False, boundaries=False))
+
+
+def told(child: Objective, scenario: Scenario) -> Objective:
+    """`child`, told no more than the scenario says is known: the outermost transform of a benchmark.
+
+    Where the task of an example is not known the batch has no leaf "task", in training or in the test, so that a method which
+    looks at it raises instead of cheating. Where boundaries are not known ``boundary`` does nothing and ``ctx.task`` is 0.
+    With all known, as in `task_incremental`, it is the child. Scores look at the batch themselves, and still see everything.
+    """
+    known = scenario.known
+
+    def of(ctx):
+        return ctx if known.boundaries else dataclasses.replace(ctx, task=jnp.zeros_like(ctx.task))
+
+    def seen_by(train, batch):
+        return batch if (known.train if train else known.test) else _without_task(batch)
+
+    def boundary(params, state, batches, ctx, event):
+        if not known.boundaries:
+            return params, state
+        batches = None if batches is None else seen_by(True, batches)
+        return child.boundary(params, state, batches, ctx, event)
+
+    return Objective(
+        init=lambda key, batch: child.init(key, seen_by(True, batch)),
+        losses=lambda params, state, batch, ctx: child.losses(params, state, seen_by(ctx.train, batch), of(ctx)),
+        predict=lambda params, state, batch, ctx: child.predict(params, state, seen_by(ctx.train, batch), of(ctx)),
+        after=lambda params, state, update, ctx: child.after(params, state, update, of(ctx)),
+        boundary=boundary,
+    )
+
+
+def _without_task(batch: Batch) -> Batch:
+    """The batch without leaves "task", wherever it holds them; a part of that name, of several objectives, stays."""
+    parts = {name: leaf for name, leaf in batch.items() if name != "task" or isinstance(leaf, dict)}
+    return {name: _without_task(leaf) if isinstance(leaf, dict) else leaf for name, leaf in parts.items()}
 
 
 def outputs_of(table: Any) -> np.ndarray:

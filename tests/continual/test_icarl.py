@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from paradigms import Trainer, context, from_functions, vectorize
-from paradigms.continual.herding import herding
+from paradigms.continual.herding import herded, herding
 from paradigms.continual.icarl import icarl
 from paradigms.data import Source
 from paradigms.supervised import CLOSED
@@ -66,6 +66,35 @@ def test_herding_is_the_greedy_algorithm(x64):
         np.testing.assert_array_equal(herding(phi, real, n), expected)
 
 
+def test_a_herded_memory_chooses_the_classes_of_a_batch_and_cuts_the_others(x64):
+    """Against the algorithm by loops, for classes that come in any order, with padding and a class that is not there."""
+    rng, memory = np.random.default_rng(2), herded(12, 4, most=6, new=2)
+    state, sets, expected = memory.init({"x": np.zeros((1, 3)), "y": np.zeros(1, int)}), {}, []
+    for number, classes in enumerate(([3, 1], [0], [1, 7])):
+        n = 20
+        batch = {"x": rng.normal(size=(n, 3)), "y": rng.choice(classes, n), "weight": (rng.random(n) < 0.8).astype(float)}
+        batch["features"] = batch["x"] * (number + 1) + rng.normal(size=(n, 3))
+        state = jax.jit(memory.insert)(state, batch, KEY)
+        for label in set(classes) & set(range(4)):
+            mine = np.flatnonzero((batch["y"] == label) & (batch["weight"] > 0))
+            sets[label] = batch["x"][mine[greedy(batch["features"][mine], 6)]]
+        sets = {label: rows[: 12 // len(sets)] for label, rows in sets.items()}
+        stored, valid = memory.stored(state)
+        expected = [row for label in sorted(sets) for row in sets[label]]
+        np.testing.assert_array_equal(np.asarray(stored["x"])[np.asarray(valid)], expected)
+        labels = np.repeat(sorted(sets), [len(sets[label]) for label in sorted(sets)])
+        np.testing.assert_array_equal(np.asarray(stored["y"])[np.asarray(valid)], labels)
+    drawn, _ = memory.sample(state, KEY, 4000)
+    assert {tuple(row) for row in np.asarray(drawn["x"])} == {tuple(row) for row in expected}
+    for make, message in (
+        (lambda: herded(3, 4), "capacity=3: must be at least 4"),
+        (lambda: herded(8, 4, most=0), "most=0: must be 1 or more"),
+        (lambda: memory.insert(state, {"x": np.zeros((1, 3)), "y": np.zeros(1, int)}, KEY), 'no leaf "features"'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
 def after_task(objective, params, state, task, data):
     return objective.boundary(params, state, data, context(KEY, task=task), "end")
 
@@ -93,9 +122,8 @@ def trained(capacity=12, **options):
 
 def test_exemplars_are_herded_and_old_sets_keep_their_first(x64):
     _, tasks, (first, second), (_, one, two) = trained()
-    one, two = one["icarl"]["exemplars"], two["icarl"]["exemplars"]
-    assert one["x"].dtype == jnp.uint8
-    assert one["x"].shape == (4, 6, 5)  # 12 exemplars for the two classes of the first task
+    one, two = ({"x": held["rows"]["x"].reshape(4, 6, 5), "count": held["count"]} for held in (kept(one), kept(two)))
+    assert one["x"].dtype == jnp.uint8  # in six slots a class: 12 exemplars for the two classes of the first task
     np.testing.assert_array_equal(one["count"], [6, 6, 0, 0])
     available = [(tasks[1]["weight"] > 0)[tasks[1]["y"] == c].sum() for c in (2, 3)]
     np.testing.assert_array_equal(two["count"], [3, 3, *np.minimum(available, 3)])
@@ -125,9 +153,13 @@ def test_it_answers_with_the_nearest_mean_of_exemplars(x64):
     assert (np.asarray(objective.predict(second, start, {"x": x}, context())[0]["logits"]) == CLOSED).all()
 
 
+def kept(state):
+    return state["icarl"]["kept"]
+
+
 def exemplars(state):
-    kept = state["icarl"]["exemplars"]
-    return [np.asarray(x[:n]) / 255 for x, n in zip(kept["x"], kept["count"], strict=True)]
+    x = np.asarray(kept(state)["rows"]["x"])
+    return [x[:n] / 255 for x, n in zip(x.reshape(4, -1, *x.shape[1:]), kept(state)["count"], strict=True)]
 
 
 def sigmoid(z):
@@ -138,10 +170,10 @@ def cross(z, target):
     return -(target * np.log(sigmoid(z)) + (1 - target) * np.log(1 - sigmoid(z)))
 
 
-def by_hand(params, teacher, x, y, old, new):
+def by_hand(params, teacher, x, y, old, new, temperature=1.0):
     """The sums over old and new outputs, one value a row."""
     z = np.tanh(x @ np.asarray(params["a"])) @ np.asarray(params["b"])
-    target = sigmoid(np.tanh(x @ np.asarray(teacher["a"])) @ np.asarray(teacher["b"]))
+    target = sigmoid(np.tanh(x @ np.asarray(teacher["a"])) @ np.asarray(teacher["b"]) / temperature)
     return cross(z, np.eye(4)[y])[:, new].sum(-1), cross(z, target)[:, old].sum(-1)
 
 
@@ -154,12 +186,13 @@ def test_the_first_task_is_sigmoid_classification_of_its_outputs(x64):
     assert losses["distillation"] == 0
 
 
-def test_old_outputs_learn_from_the_teacher(x64):
-    objective, _, (first, _), (_, one, _) = trained(size=0)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_old_outputs_learn_from_the_teacher(x64, temperature):
+    objective, _, (first, _), (_, one, _) = trained(size=0, temperature=temperature)
     moved = jax.tree.map(lambda p: p - 0.2, first)
     batch = rows(1, 6, seed=7)
     losses, (state, _) = objective.losses(moved, one, batch, context(KEY, task=1, train=True))
-    new, old = by_hand(moved["model"], first["model"], batch["x"], batch["y"], [0, 1], [2, 3])
+    new, old = by_hand(moved["model"], first["model"], batch["x"], batch["y"], [0, 1], [2, 3], temperature)
     np.testing.assert_allclose(losses["classification"], new.mean(), rtol=1e-10)
     np.testing.assert_allclose(losses["distillation"], old.mean(), rtol=1e-10)
     jax.tree.map(np.testing.assert_array_equal, state["icarl"], one["icarl"])
@@ -210,7 +243,7 @@ def test_a_run_of_two_tasks_with_seeds_side_by_side():
         jax.tree.map(np.testing.assert_array_equal, state.state["icarl"]["teacher"]["params"], state.params["model"])
     assert trainer._scan._cache_size() == 1
     assert trainer.predict(state, first)["logits"].shape == (2, 8, 4)
-    np.testing.assert_array_equal(np.asarray(state.state["icarl"]["exemplars"]["count"]).sum(1) <= 8, True)
+    np.testing.assert_array_equal(np.asarray(kept(state.state)["count"]).sum(1) <= 8, True)
 
 
 def test_bad_settings_are_named():
@@ -221,6 +254,7 @@ def test_bad_settings_are_named():
         (lambda: icarl(MODEL, TABLE, 3), "capacity=3: must be at least 4"),
         (lambda: icarl(MODEL, TABLE, 8, size=-1), "size=-1"),
         (lambda: icarl(MODEL, TABLE, 8, task_size=0), "task_size=0"),
+        (lambda: icarl(MODEL, TABLE, 8, temperature=0.0), "temperature=0.0"),
         (lambda: icarl(MODEL, TABLE, 8).init(KEY, {**batch, "x": batch["x"] * 2}), r"x is in \[.*scale x to \[0, 1\]"),
         (lambda: icarl(MODEL, TABLE[:, :3], 8).init(KEY, {**batch, "y": batch["y"] % 2}), "3 logits, as table has"),
         (

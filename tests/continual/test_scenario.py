@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from paradigms import Trainer, context, continual, from_functions, supervised
+from paradigms import Trainer, context, continual, data, experience, from_functions, hits, supervised
+from paradigms.objective import Objective
 
 TABLE = np.array([[1, 1, 0, 0], [0, 0, 1, 1]], bool)
 BATCH = {
@@ -89,9 +90,73 @@ def test_a_table_of_other_axes_is_named():
                 made(table)
 
 
+SCENARIOS = {made(TABLE).name: made(TABLE) for made in (
+    continual.task_incremental, continual.domain_incremental, continual.class_incremental, continual.task_free
+)}  # fmt: skip
+
+
 def test_scenarios_say_what_is_known():
-    kinds = continual.task_incremental, continual.domain_incremental, continual.class_incremental
-    known = {made(TABLE).name: made(TABLE).labels for made in kinds}
-    assert {name: labels["test"] for name, labels in known.items()} == {"task": True, "domain": False, "class": False}
-    assert all(labels["train"] for labels in known.values())
-    assert jnp.ndim(continual.domain_incremental(TABLE)(BATCH, context())) == 2
+    known = {name: scenario.known for name, scenario in SCENARIOS.items()}
+    assert {name: one.test for name, one in known.items()} == {"task": True, "domain": False, "class": False, "free": False}
+    assert {name for name, one in known.items() if not one.train} == {"free"}
+    assert {name for name, one in known.items() if not one.boundaries} == {"free"}
+    assert jnp.ndim(SCENARIOS["domain"](BATCH, context())) == 2
+    assert np.all(SCENARIOS["free"](BATCH, context(train=True)))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_learner_is_told_what_is_known_and_no_more(name):
+    scenario, heard = SCENARIOS[name], {}
+
+    def hear(call):
+        def function(params, state, batch, ctx, *event):
+            heard[call] = ("task" in batch, int(ctx.task))
+            return ({"loss": jnp.zeros(())}, (state, {})) if call == "losses" else (params if event else {}, state)
+
+        return function
+
+    def init(key, batch):
+        heard["init"] = ("task" in batch, 0)
+        return {}, {}
+
+    def after(params, state, update, ctx):
+        heard["after"] = (False, int(ctx.task))
+        return params, state
+
+    child = Objective(init, hear("losses"), hear("predict"), after, hear("boundary"))
+    objective, known = continual.told(child, scenario), scenario.known
+    objective.init(jax.random.key(0), BATCH)
+    objective.losses({}, {}, BATCH, context(task=3, train=True))
+    objective.predict({}, {}, BATCH, context(task=3))
+    objective.after({}, {}, None, context(task=3))
+    objective.boundary({}, {}, {**BATCH, "part": {"task": BATCH["task"]}}, context(task=3), "end")
+    task = 3 if known.boundaries else 0
+    expected = {"init": (known.train, 0), "losses": (known.train, task), "predict": (known.test, task), "after": (False, task)}
+    assert heard == expected | ({"boundary": (True, 3)} if known.boundaries else {})
+
+
+def test_a_method_that_looks_at_a_hidden_task_is_named():
+    objective = continual.told(supervised(linear(), active=continual.task_incremental(TABLE)), SCENARIOS["class"])
+    params, state = objective.init(jax.random.key(0), BATCH)
+    with pytest.raises(ValueError, match='no leaf "task"'):
+        objective.predict(params, state, BATCH, context())
+    inside = {"support": BATCH, "task": BATCH}  # a part of this name is a batch of its own
+    told = continual.told(Objective(lambda key, batch: (batch, {}), None, None), SCENARIOS["free"])
+    without = {"x", "y"}
+    assert {name: set(part) for name, part in told.init(None, inside)[0].items()} == {"support": without, "task": without}
+
+
+def test_the_scores_of_a_stream_see_the_tasks_that_its_learner_does_not():
+    digits = data.load("digits")
+    tasks = data.split_classes(digits, per_task=5)
+    model = from_functions(lambda key, x: {"w": jnp.zeros((64, 10))}, lambda p, x: x.reshape(len(x), -1) @ p["w"])
+    plain = supervised(model, active=continual.class_incremental(tasks.table))
+    run = lambda objective: experience(
+        Trainer(objective, optax.sgd(0.1)), tasks, batch_size=16, steps=15, score=hits(tasks.table)
+    )
+    open_, told = run(plain), run(continual.told(plain, continual.class_incremental(tasks.table)))
+    assert set(told.matrix) == {"accuracy", "task accuracy"}
+    for name, matrix in told.matrix.items():
+        np.testing.assert_allclose(matrix, open_.matrix[name], atol=1e-6)
+    free = run(continual.told(supervised(model), continual.task_free(tasks.table)))
+    assert (free.matrix["task accuracy"][-1] > free.matrix["accuracy"][-1]).any()
