@@ -82,9 +82,7 @@ def run(
     results = {}
     for name in config.methods:
         for buffer in (0,) if name in WITHOUT else config.buffers:
-            place = BUFFERS.index(buffer) if buffer else 0
-            chosen = {key: value[place] if isinstance(value, tuple) else value for key, value in settings[name].items()}
-            chosen = {"replay": replay, "buffer": buffer, **chosen}
+            chosen = {"replay": replay, "buffer": buffer, **at(settings[name], buffer)}
             how = {"batch_size": chosen.pop("batch_size", batch_size), "epochs": epochs, "seeds": config.seeds}
             rules = scenario(tasks.table)
             learner = method(
@@ -96,3 +94,9 @@ def run(
             show(numbers)
             results |= numbers
     return results
+
+
+def at(settings: dict[str, Any], buffer: int) -> dict[str, Any]:
+    """The settings of a method at one buffer, 0 for methods without."""
+    place = BUFFERS.index(buffer) if buffer else 0
+    return {name: value[place] if isinstance(value, tuple) else value for name, value in settings.items()}
