@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command
-from experiments import catalog, runner
+from experiments import catalog, runner, tables
 from paradigms import watch
 
 EXPERIMENT = '''
@@ -110,7 +110,7 @@ def test_the_list_reads_sources_without_importing(root, capsys):
 
 def test_published_that_is_no_literal_is_left_out_of_the_list(root):
     (root / "toy" / "odd.py").write_text('"""Odd."""\nPUBLISHED: dict = dict(a=1)\ndef run(config, folder): pass')
-    assert catalog.find(root)["toy.odd"] == catalog.Entry("toy.odd", "Odd.", {})
+    assert catalog.find(root)["toy.odd"] == catalog.Entry("toy.odd", "Odd.", {}, {})
 
 
 def test_a_run_writes_its_configuration_result_and_report(root, tmp_path, capsys):
@@ -242,11 +242,36 @@ def test_only_a_run_that_is_told_to_writes_a_result_and_the_table_shows_it(root,
     assert command.main(["table", str(readme)], root) == 0
     once = readme.read_text()
     assert once == f"before\n<!-- results -->\n{head}\n{rule}\n{row}\n<!-- /results -->\nafter\n"
-    catalog.update_readme(readme, root)
+    tables.update_readme(readme, root)
     assert readme.read_text() == once
     readme.write_text("no markers")
     assert command.main(["table", str(readme)], root) == 2
     assert "<!-- results -->" in capsys.readouterr().err
+
+
+def test_a_grid_has_a_row_a_method_and_stars_what_is_far_from_the_published(root, capsys):
+    source = root / "toy" / "bench.py"
+    source.write_text(
+        source.read_text()
+        + 'GRIDS = {"by size": r"(?P<row>[a-z]+)(/(?P<column>[0-9]+))?/accuracy", "none": r"(?P<row>x)(?P<column>y)"}\n'
+    )
+    assert catalog.find(root)["toy.bench"].grids["none"]
+    number = lambda mean: {"mean": mean, "interval95": 0.02, "values": [mean] * 3, "device": "cpu: A, 2 cores", "seconds": 7}
+    published = {"er/20/accuracy": {"mean": 0.8, "std": 0.01}, "er/5/accuracy": {"mean": 0.7, "std": 0.3}}
+    metrics = {"sgd/accuracy": 0.2, "er/5/accuracy": 0.6, "er/20/accuracy": 0.77, "er/20/accuracy/forgetting": 0.1}
+    result = {"experiment": "toy.bench", "published": published, "metrics": {k: number(v) for k, v in metrics.items()}}
+    (root / "results").mkdir()
+    (root / "results" / "toy.bench.json").write_text(json.dumps(result))
+    assert command.main(["table"], root) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "",
+        "**`toy.bench`, by size**: 3 runs, cpu: A, 7 to 7 s a command",
+        "",
+        "| | 20 | 5 |  |",
+        "|---|---|---|---|",
+        "| er | 0.770 ± 0.020* (0.800 ± 0.010) | 0.600 ± 0.020 (0.70 ± 0.30) |  |",
+        "| sgd |  |  | 0.200 ± 0.020 |",
+    ]
 
 
 def test_errors_are_one_line_unless_asked_for(root, capsys, monkeypatch):

@@ -21,6 +21,9 @@ from experiments.runner import require
 from paradigms import continual, data, nn
 
 PROTOCOL = "2 digits a task, 10 epochs, MLP 64-64-64, memories of 200; last accuracy among all classes, interval over seeds"
+GRIDS = {
+    "what is remembered": r"(?P<row>\w+)/(accuracy/)?(?P<column>(task )?accuracy|forgetting|anytime accuracy|stability gap)"
+}
 SETTINGS = {
     "joint": {},
     "cumulative": {},

@@ -19,6 +19,7 @@ from paradigms import continual, data
 
 PROTOCOL = "20 permutations, one epoch each, batch 128, 784-100-100-10, SGD; last accuracy on all tasks; interval over seeds"
 CHOICES = ("methods", "buffers")
+GRIDS = {"accuracy by size of the memory": r"(?P<row>[a-z_]+)(/(?P<column>\d+))?/accuracy"}
 PUBLISHED = {
     "joint/accuracy": {"mean": 0.9433, "std": 0.0017, "source": "Buzzega et al. 2020"},
     "sgd/accuracy": {"mean": 0.4070, "std": 0.0233, "source": "Buzzega et al. 2020"},

@@ -17,6 +17,7 @@ from paradigms import continual, data
 
 PROTOCOL = "20 rotations, one epoch each, batch 128, 784-100-100-10, SGD; last accuracy on all tasks; interval over seeds"
 CHOICES = ("methods", "buffers")
+GRIDS = {"accuracy by size of the memory": r"(?P<row>[a-z_]+)(/(?P<column>\d+))?/accuracy"}
 PUBLISHED = {
     "joint/accuracy": {"mean": 0.9576, "std": 0.0004, "source": "Buzzega et al. 2020"},
     "sgd/accuracy": {"mean": 0.6766, "std": 0.0853, "source": "Buzzega et al. 2020"},

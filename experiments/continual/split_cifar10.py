@@ -23,6 +23,11 @@ from paradigms import continual, data, nn
 
 PROTOCOL = "2 classes a task, ResNet-18, batch 32, crop and flip, SGD; last accuracy on all tasks; interval over seeds"
 CHOICES = ("tier", "methods", "buffers")
+GRIDS = {
+    "accuracy by size of the memory": r"(?P<row>[a-z_]+)(/(?P<column>\d+))?/accuracy",
+    "task accuracy": r"(?P<row>[a-z_]+)(/(?P<column>\d+))?/task accuracy",
+    "a quarter of the width, one epoch, memories of 500": r"short/(?P<row>[a-z_]+)(/500)?/(?P<column>accuracy|task accuracy)",
+}
 PUBLISHED = {
     "joint/accuracy": {"mean": 0.9220, "std": 0.0015, "source": "Buzzega et al. 2020"},
     "joint/task accuracy": {"mean": 0.9831, "std": 0.0012, "source": "Buzzega et al. 2020"},

@@ -22,6 +22,11 @@ from paradigms import continual, data
 
 PROTOCOL = "2 digits a task, one epoch, batch 10, 784-100-100-10, SGD; last accuracy on all tasks; interval over seeds"
 CHOICES = ("methods", "buffers", "dataset")
+GRIDS = {
+    "accuracy by size of the memory": r"(?P<row>[a-z_]+)(/(?P<column>\d+))?/accuracy",
+    "task accuracy": r"(?P<row>[a-z_]+)(/(?P<column>\d+))?/task accuracy",
+    "Fashion-MNIST, memories of 500": r"fashion/(?P<row>[a-z_]+)(/500)?/(?P<column>accuracy|task accuracy)",
+}
 PUBLISHED = {
     "joint/accuracy": {"mean": 0.9557, "source": "Buzzega et al. 2020"},
     "joint/task accuracy": {"mean": 0.9951, "source": "Buzzega et al. 2020"},

@@ -26,6 +26,7 @@ from paradigms import continual, data, nn
 
 PROTOCOL = "2 digits a task, 2,000 updates, batch 128, 784-400-400, Adam; last accuracy on all tasks; interval over seeds"
 CHOICES = ("methods", "scenarios")
+GRIDS = {"accuracy by scenario": r"(?P<column>task|domain|class)/(?P<row>[a-z_]+)/accuracy"}
 PUBLISHED = {
     "task/none/accuracy": {"mean": 0.8719, "std": 0.0420, "source": "van de Ven and Tolias 2019, SEM 0.94 of 20"},
     "domain/none/accuracy": {"mean": 0.5921, "std": 0.0912, "source": "van de Ven and Tolias 2019, SEM 2.04 of 20"},
