@@ -9,7 +9,7 @@ import optax
 
 from paradigms.batch import rows, weighted_mean
 from paradigms.model import Model
-from paradigms.objective import Batch, Context, Objective, concrete, copy, fold, hide, own, total
+from paradigms.objective import Batch, Context, Objective, concrete, context, copy, fold, hide, own, total
 
 CLOSED = -1e4  # the logit of an output that does not compete: no probability, and still finite in float16
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -79,6 +79,8 @@ def supervised(
         _require(batch, "x", target)
         params, state = model.init(fold(key, "model"), batch["x"])
         _check_data(batch, target, _shape_of(model, params, state, batch["x"], output))
+        if active is not None:
+            active(batch, context(train=True))  # which looks at values while they are concrete
         return {"model": params}, {"model": state}
 
     def losses(params, state, batch, ctx):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradigms.objective import Batch, Context, Objective
+from paradigms.objective import Batch, Context, Objective, concrete
 from paradigms.supervised import Active
 
 
@@ -142,7 +142,12 @@ def of_task(table: Any) -> Active:
     def active(batch, ctx):
         if "task" not in batch:
             raise ValueError(f'batch: has no leaf "task" (leaves: {sorted(batch)}), but the outputs of its task are asked for')
-        return jnp.asarray(table)[batch["task"]]
+        task = batch["task"]
+        if concrete(task) and np.size(task):
+            low, high = np.min(np.asarray(task)), np.max(np.asarray(task))
+            if not 0 <= low <= high < len(table):
+                raise ValueError(f"batch: tasks go from {low} to {high}, and the table has {len(table)}; give each a row")
+        return jnp.asarray(table)[task]
 
     return active
 

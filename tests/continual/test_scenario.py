@@ -83,6 +83,13 @@ def test_a_batch_without_tasks_is_named():
         Trainer(objective, optax.sgd(0.1)).init(0, {"x": BATCH["x"], "y": BATCH["y"]})
 
 
+def test_tasks_beyond_the_table_are_named():
+    trainer = Trainer(supervised(linear(), active=continual.task_incremental(TABLE)), optax.sgd(0.1))
+    for task in (2, -1):
+        with pytest.raises(ValueError, match=f"tasks go from .*{task}.*, and the table has 2"):
+            trainer.init(0, {**BATCH, "task": np.array([1, task, 1], np.int32)})
+
+
 def test_a_table_of_other_axes_is_named():
     for made in (continual.task_incremental, continual.domain_incremental, continual.class_incremental):
         for table in (np.ones(4, bool), np.ones((2, 3, 4), bool), []):
