@@ -96,24 +96,39 @@ class Config:
 def run(config: Config, folder: pathlib.Path) -> dict:
     mnist, results = der.whole("mnist"), {}
     for scenario in config.scenarios:
-        tasks = data.split_classes(mnist, per_task=2, shuffled=True, shared=scenario == "domain")
+        tasks = stream(mnist, scenario)
         for name in config.methods:
             if (name == "xdg" and scenario != "task") or (name == "icarl" and scenario != "class"):
                 continue
-            label, made, rules = f"{scenario}/{name}", learner(name, scenario, tasks), RULES[scenario](tasks.table)
-            how: Any = {"batch_size": 128, "steps": config.steps, "seeds": config.seeds, "key": config.key}
-            found = learn(made, tasks, rules, folder / f"{scenario}-{name}", **how)
-            numbers = {key: value for key, value in scores(label, found).items() if "task accuracy" not in key}
+            made = learner(name, scenario, tasks)
+            numbers = measured(made, scenario, tasks, folder, f"{scenario}/{name}", config)
             results |= numbers
             show(numbers)
     return results
 
 
-def learner(name: str, scenario: str, tasks: data.Tasks) -> Learner:
-    """A method with the authors' settings."""
+def stream(mnist: data.Data, scenario: str) -> data.Tasks:
+    """Two digits a task, in an order of each run's own."""
+    return data.split_classes(mnist, per_task=2, shuffled=True, shared=scenario == "domain")
+
+
+def measured(made: Learner, scenario: str, tasks: data.Tasks, folder: pathlib.Path, label: str, config: Any) -> dict:
+    """The scores of a learner after the protocol, by a label; `config` has its seeds, steps and key."""
+    how: Any = {"batch_size": 128, "steps": config.steps, "seeds": config.seeds, "key": config.key}
+    found = learn(made, tasks, RULES[scenario](tasks.table), folder / label.replace("/", "-"), **how)
+    return {key: value for key, value in scores(label, found).items() if "task accuracy" not in key}
+
+
+def learner(name: str, scenario: str, tasks: data.Tasks, *, network: pd.Model | None = None, **changed: Any) -> Learner:
+    """A method with the authors' settings.
+
+    Args:
+      network: 784-400-400 by default.
+      **changed: arguments of the method that are to be others than the authors'.
+    """
     table, adam = tasks.table, optax.adam(1e-3)
     outputs = table.shape[1]
-    network = pd.from_nnx(lambda rngs: nn.MLP(784, (400, 400), outputs, rngs=rngs))
+    network = pd.from_nnx(lambda rngs: nn.MLP(784, (400, 400), outputs, rngs=rngs)) if network is None else network
     plain = pd.supervised(network, active=RULES[scenario](table))
     match name:
         case "none":
@@ -131,8 +146,8 @@ def learner(name: str, scenario: str, tasks: data.Tasks) -> Learner:
             return Learner(continual.si(plain, WEIGHTS["si"][scenario], 0.1), adam)
         case "lwf":
             heads = {"task": continual.separate, "domain": continual.joint, "class": continual.extended}[scenario]
-            answers = pd.supervised(network)
-            return Learner(continual.lwf(plain, table, heads=heads, mix=continual.by_tasks, answers=answers), adam)
+            options = {"heads": heads, "mix": continual.by_tasks, "answers": pd.supervised(network), **changed}
+            return Learner(continual.lwf(plain, table, **options), adam)
         case "dgr" | "dgr_distill":
             parts = (
                 pd.from_nnx(lambda rngs: nn.GaussianEncoder(rngs=rngs)),
@@ -143,5 +158,6 @@ def learner(name: str, scenario: str, tasks: data.Tasks) -> Learner:
         case "er":
             return Learner(pd.rehearsal(plain, continual.as_uint8(pd.reservoir(1000)), 128), adam)
         case "icarl":
-            return Learner(continual.icarl(network, table, 2000, task_size=tasks.sizes["train"], temperature=2.0), adam)
+            options = {"task_size": tasks.sizes["train"], "temperature": 2.0, **changed}
+            return Learner(continual.icarl(network, table, 2000, **options), adam)
     raise ValueError(f"--methods: {name} is not one of these")

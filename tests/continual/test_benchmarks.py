@@ -5,10 +5,11 @@ import typing
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import paradigms as pd
 from experiments.continual import der, learner, permuted_mnist, rotated_mnist, split_cifar10, split_mnist, three_scenarios
-from paradigms import continual, data, nn
+from paradigms import context, continual, data, nn
 from paradigms.objective import check
 
 OF_BUZZEGA = {"permuted": permuted_mnist, "rotated": rotated_mnist, "split": split_mnist, "cifar": split_cifar10}
@@ -53,3 +54,20 @@ def test_published_numbers_are_of_methods_with_settings(benchmark):
         assert name in module.SETTINGS
         assert metric in ("accuracy", "task accuracy")
         assert buffer == ([] if name in der.WITHOUT else [str(size) for size in der.BUFFERS if [str(size)] == buffer])
+
+
+def test_a_change_to_a_benchmark_is_the_only_one():
+    """What `differences` changes reaches the learner: the same initial losses but for it."""
+    batch = {"x": np.random.default_rng(0).random((8, 28, 28, 1), np.float32), "y": np.arange(8) % 2, "task": np.zeros(8, int)}
+
+    def first(name, scenario, task=1, **changes):
+        objective = three_scenarios.learner(name, scenario, TASKS, **changes).objective
+        params, state = objective.init(jax.random.key(0), batch)
+        moved = jax.tree.map(lambda leaf: leaf * 1.1, params)
+        return objective.losses(moved, state, batch, context(task=task, train=True))[0]
+
+    theirs, plain = first("lwf", "class"), first("lwf", "class", mix=continual.plain)
+    np.testing.assert_allclose(plain["supervised"], 2 * theirs["supervised"], rtol=1e-5)  # 1/t and 1 - 1/t in the second task
+    np.testing.assert_allclose(plain["lwf"], 2 * theirs["lwf"], rtol=1e-5)
+    network = pd.from_nnx(lambda rngs: nn.MLP(784, (400, 400), kernel_init=nnx.initializers.zeros, rngs=rngs))
+    np.testing.assert_allclose(first("none", "class", network=network)["supervised"], np.log(4), rtol=1e-5)

@@ -126,6 +126,18 @@ def test_vmap_over_weights_equals_one_by_one(name):
         np.testing.assert_allclose(a[1], b, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["given", "default"])
+def test_the_weights_of_an_mlp_begin_as_asked(given):
+    options = {"kernel_init": nnx.initializers.glorot_uniform()} if given else {}
+    module = nn.MLP(300, (200, 100), 50, rngs=nnx.Rngs(0), **options)
+    layers = [module.encoder.linear1, module.encoder.linear2, module.head]
+    for layer, (fan_in, fan_out) in zip(layers, [(300, 200), (200, 100), (100, 50)], strict=True):
+        variance = 2 / (fan_in + fan_out) if given else (1 if fan_out == 50 else 2) / fan_in
+        kernel = np.asarray(layer.kernel[...])
+        np.testing.assert_allclose(kernel.var(), variance, rtol=0.1)
+        assert not np.asarray(layer.bias[...]).any()
+
+
 def test_without_a_head_and_uint8_images():
     init, apply = pure(lambda rngs: nn.SmallCNN(classes=0, channels=(4, 8), mean=(0.3,), std=(0.4,), rngs=rngs))
     params, state = init(jax.random.key(0))
