@@ -2,8 +2,8 @@
 
 Paper:     none; each method's is named where it is defined.
 Protocol:  1,797 images 8x8, a fixed stratified split into training, validation and test; digits 0 and 1, then 2 and 3, ...;
-           10 epochs a task, batch 16; an MLP 64-64-64; SGD of rate 0.1; memories of 200 examples. The loss is over all ten
-           classes and the answer among those seen so far. Penalties as strong as training bears, by validation. Accuracy on
+           10 epochs a task, batch 16; an MLP 64-64-64; SGD of rate 0.1, iCaRL 0.3; memories of 200 examples. The loss is
+           over all ten classes and the answer among those seen so far. Penalties as strong as training bears, by validation. Accuracy on
            all tasks after the last, and every 20 updates for the curves; interval over seeds.
 Command:   python -m experiments continual.digits
 Hardware:  2 CPU cores, about a minute.
@@ -40,7 +40,7 @@ SETTINGS = {
     "mir": {"buffer": 200},
     "gss": {"buffer": 200},
     "gdumb": {"buffer": 200},
-    "icarl": {"buffer": 200},
+    "icarl": {"buffer": 200, "rate": 0.3},
     "fdr": {"buffer": 200, "alpha": 0.5},
     "der": {"buffer": 200, "alpha": 0.5},
     "derpp": {"buffer": 200, "alpha": 0.2, "beta": 0.5},
@@ -96,6 +96,7 @@ def learned(name: str, digits: data.Data, folder: pathlib.Path, config: Config) 
     tasks = data.split_classes(digits, per_task=2)
     network = pd.from_nnx(lambda rngs: nn.MLP(64, (64, 64), 10, mean=digits.mean, std=digits.std, rngs=rngs))
     scenario = continual.class_incremental(tasks.table, continual.every(tasks.table))
-    learner = method(name, network=network, table=tasks.table, scenario=scenario, rate=0.1, replay=16, **SETTINGS[name])
+    chosen = {"rate": 0.1, "replay": 16, **SETTINGS[name]}
+    learner = method(name, network=network, table=tasks.table, scenario=scenario, **chosen)
     how: Any = {"seeds": config.seeds, "epochs": config.epochs, "evaluate_every": 20, "key": config.key}
     return scores(name, learn(learner, tasks, scenario, folder, batch_size=16, **how))
