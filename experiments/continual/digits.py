@@ -3,8 +3,8 @@
 Paper:     none; each method's is named where it is defined.
 Protocol:  1,797 images 8x8, a fixed stratified split into training, validation and test; digits 0 and 1, then 2 and 3, ...;
            10 epochs a task, batch 16; an MLP 64-64-64; SGD of rate 0.1, iCaRL 0.3; memories of 200 examples. The loss is
-           over all ten classes and the answer among those seen so far. Penalties as strong as training bears, by validation. Accuracy on
-           all tasks after the last, and every 20 updates for the curves; interval over seeds.
+           over all ten classes and the answer among those seen so far. Penalties as strong as training bears, by
+           validation. Accuracy on all tasks after the last, and every 20 updates for the curves; interval over seeds.
 Command:   python -m experiments continual.digits
 Hardware:  2 CPU cores, about a minute.
 Published: none.
