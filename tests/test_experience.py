@@ -169,11 +169,13 @@ def test_rehearsal_remembers_what_fine_tuning_forgets():
 def test_a_stream_that_drifts_without_boundaries_is_remembered():
     """Task-free: nothing tells which task it is, or that one has ended."""
     tasks = data.split_classes(DIGITS, per_task=2)
-    plain = pd.supervised(pd.from_nnx(lambda rngs: nn.MLP(64, (64,), 10, mean=DIGITS.mean, std=DIGITS.std, rngs=rngs)))
+    scenario = continual.task_free(tasks.table)
+    model = pd.from_nnx(lambda rngs: nn.MLP(64, (64,), 10, mean=DIGITS.mean, std=DIGITS.std, rngs=rngs))
+    plain = pd.supervised(model, active=scenario)
     source = tasks.drifting(16, 80, width=40)
 
     def accuracy(objective):
-        learner = trainer(objective)
+        learner = trainer(continual.told(objective, scenario))
         opened = source.opened(jax.random.key(0)).batch(jax.random.key(0), 0)
         state, _ = learner.scan(learner.init(0, opened), source, 400)
         sums = [learner.tally(state, tasks.whole("test", task), pd.hits()) for task in range(5)]
