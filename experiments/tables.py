@@ -33,13 +33,24 @@ def tables(root: pathlib.Path = HERE) -> str:
 def grid(title: str, result: dict, pattern: str) -> str:
     """A table of the metrics that a pattern names, with the published number in brackets; nothing where none was measured.
 
-    Numbers further than two published standard deviations from the published one have a star.
+    Numbers further than two published standard deviations from the published one have a star, where it has one.
+
+    Raises:
+      ValueError: the pattern is no regular expression with the groups "row" and "column", or puts two metrics in one cell.
     """
+    try:
+        groups = re.compile(pattern).groupindex
+    except re.error as error:
+        raise ValueError(f"GRIDS: {title} has {pattern!r}, which is no regular expression ({error})") from None
+    if not {"row", "column"} <= set(groups):
+        raise ValueError(f"GRIDS: {title} has {pattern!r}, which lacks a group (?P<row>...) or (?P<column>...)")
     published, order = result["published"], [*result["published"], *result["metrics"]]
     found = {metric: match for metric in order if metric in result["metrics"] and (match := re.fullmatch(pattern, metric))}
     if not found:
         return ""
     place = {metric: (match["row"], match["column"] or "") for metric, match in found.items()}
+    if len(set(place.values())) < len(place):
+        raise ValueError(f"GRIDS: {title} has {pattern!r}, which gives one cell to several of {list(place)}")
     rows = list(dict.fromkeys(row for row, _ in place.values()))
     columns = list(dict.fromkeys(column for _, column in place.values()))
     cells = {where: _cell(result["metrics"][metric], published.get(metric)) for metric, where in place.items()}

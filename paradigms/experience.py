@@ -118,6 +118,8 @@ def experience(
     trained = range(len(tasks)) if only is None else only
     if not trained or not 0 <= min(trained) <= max(trained) < len(tasks):
         raise ValueError(f"only={only}: must be some of the {len(tasks)} tasks, such as range(1, {len(tasks)})")
+    if wrong := [task for task in trained if not 0 <= first_of(task) <= task]:
+        raise ValueError(f"span: gives {first_of(wrong[0])} for task {wrong[0]}; must be a task from 0 to the task itself")
     shortest = min(map(length, trained))
     if shortest < 1 or (evaluate_every is not None and evaluate_every < 1) or ahead < 0:
         raise ValueError(f"steps={shortest}, evaluate_every={evaluate_every}, ahead={ahead}: must be >= 1, ahead >= 0")

@@ -193,6 +193,8 @@ def test_a_stream_that_drifts_without_boundaries_is_remembered():
         ({"steps": 0}, "steps=0"),
         ({"steps": 3, "evaluate_every": 0}, "evaluate_every=0"),
         ({"steps": 3, "batch_size": 10_000}, "batch_size is 10000"),
+        ({"steps": 3, "span": lambda task: 2 * task}, "span: gives 2 for task 1; must be"),
+        ({"epochs": 1, "span": lambda task: -1}, "span: gives -1 for task 0; must be"),
         ({"steps": 3, "only": range(0)}, r"only=range\(0, 0\): must be some of"),
         ({"steps": 3, "only": range(9)}, r"only=range\(0, 9\): must be some of"),
     ],

@@ -274,6 +274,15 @@ def test_a_grid_has_a_row_a_method_and_stars_what_is_far_from_the_published(root
     ]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "message"), [("(", "no regular expression"), (".*", "lacks a group"), ("(?P<row>.)(?P<column>).*", "one cell")]
+)
+def test_a_grid_that_is_none_is_named(pattern, message):
+    number = {"mean": 1.0, "values": [1.0], "device": "cpu", "seconds": 1}
+    with pytest.raises(ValueError, match=f"GRIDS: mine has .*{message}"):
+        tables.grid("mine", {"published": {}, "metrics": {"ab": number, "ac": number}}, pattern)
+
+
 def test_errors_are_one_line_unless_asked_for(root, capsys, monkeypatch):
     assert run(root, "--fail", "value") == 2
     last = capsys.readouterr().err.splitlines()[-1]

@@ -43,7 +43,7 @@ def herded(capacity: int, classes: int, most: int | None = None, new: int | None
     Rows of class c are slots ``c * most`` and those behind it, the best first. Replay is uniform over all that is stored.
 
     Args:
-      capacity: rows of all classes together, at least one a class.
+      capacity: rows of all classes together, at least one for each class that will come.
       classes: number of classes, 1 or more. Rows of other classes are not stored.
       most: slots of a class, 1 or more: the rows of one class where fewer have come. Default: ``capacity // classes``.
       new: classes that one batch may have, of more those of the highest numbers are not stored. Default: `classes`; each
@@ -51,7 +51,7 @@ def herded(capacity: int, classes: int, most: int | None = None, new: int | None
       of: ``batch -> (rows,) int``, the class of each row.
     """
     at_least_one(capacity=capacity, classes=classes)
-    if capacity < classes:
+    if most is None and capacity < classes:
         raise ValueError(f"capacity={capacity}: must be at least {classes}, one row a class")
     most, new = (capacity // classes if most is None else most), (classes if new is None else new)
     at_least_one(most=most, new=new)
@@ -60,7 +60,7 @@ def herded(capacity: int, classes: int, most: int | None = None, new: int | None
         del key
         if "features" not in batch:
             raise ValueError(f'batch: has no leaf "features" (leaves: {sorted(batch)}) to choose by')
-        group = of(batch)
+        group = of(batch).astype(jnp.int32)  # slots are numbers far beyond the labels
         real, nowhere = real & (group >= 0) & (group < classes), len(group)
         here = jnp.unique(jnp.where(real, group, classes), size=min(new, nowhere), fill_value=classes)
         chosen = jax.lax.map(lambda c: herding(batch["features"], real & (group == c), most), here)
@@ -70,7 +70,9 @@ def herded(capacity: int, classes: int, most: int | None = None, new: int | None
         return slot, {"count": jnp.minimum(count, capacity // jnp.maximum(jnp.sum(count > 0), 1))}
 
     start = lambda: {"count": jnp.zeros(classes, jnp.int32)}
-    return slotted(start, place, lambda book: book["count"], most, classes)
+    memory = slotted(start, place, lambda book: book["count"], most, classes)
+    stored = lambda batch: {name: leaf for name, leaf in batch.items() if name != "features"}
+    return memory._replace(init=lambda batch: memory.init(stored(batch)))
 
 
 def unit(vectors: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from paradigms.batch import rows, weighted_mean
+from paradigms.batch import rows, weigh, weighted_mean
 from paradigms.continual.herding import herded, unit
 from paradigms.continual.memory import check_unit, to_uint8
 from paradigms.continual.scenario import past, seen
@@ -32,9 +32,9 @@ def icarl(
     "classification"), those of the outputs before are the sigmoids of the teacher, the network at the last "end" in
     evaluation mode ("distillation"; algorithm 3). In the first task there is neither teacher nor exemplar.
 
-    At "end", in this order: the rows of the boundary come into the memory `herded`, which cuts the exemplars of old classes
-    and chooses those of the task's (algorithms 4 and 5; all of the task with ``experience(boundary=None)``); the class means
-    of all exemplars are taken anew under the new features; the network becomes the teacher.
+    At "end", in this order: the boundary's rows of the task's classes come into the memory `herded`, which chooses their
+    exemplars and cuts those of old classes (algorithms 4 and 5; among all of the task with ``experience(boundary=None)``); the
+    class means of all exemplars are taken anew under the new features; the network becomes the teacher.
 
     ``predict`` answers with minus the squared distance of the unit features to the class means, unit vectors again
     (algorithm 1); classes without exemplars, those of the task in training among them, are `CLOSED`. It has the network's
@@ -47,7 +47,7 @@ def icarl(
     Args:
       model: has "features" (rows, ...) and "logits" (rows, outputs).
       table: (tasks, outputs) bool; every task has outputs of its own.
-      capacity: K, exemplars of all classes together, at least one an output. Stored are x in [0, 1] as uint8, in K // outputs
+      capacity: K, exemplars of all classes together, at least one a class. Stored are x in [0, 1] as uint8, in K // outputs
         of the first task slots an output.
       size: exemplars replayed a step, drawn uniformly. Default: as many as the batch has; 0 replays none.
       task_size: examples of a task. Default: a replayed row counts as much as one of the stream.
@@ -63,7 +63,9 @@ def icarl(
         raise ValueError(
             "table: must be (tasks, outputs), every output of one task at most; iCaRL is for streams of new classes"
         )
-    outputs = table.shape[1]
+    outputs, classes = table.shape[1], int(table.any(0).sum())
+    if capacity < classes:
+        raise ValueError(f"capacity={capacity}: must be at least {classes}, one exemplar a class")
     if size is not None and size < 0:
         raise ValueError(f"size={size}: must be 0 or more")
     if concrete(task_size) and task_size is not None and task_size < 1:
@@ -143,6 +145,8 @@ def icarl(
             raise ValueError(f'batches=None: {name} chooses exemplars at "end"; pass the task\'s batches')
         phi = jax.lax.map(lambda x: embed(params, state, x), batches["x"])
         flat = jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, *leaf.shape[2:])), {**batches, "features": phi})
+        present = jnp.asarray(table)[jnp.minimum(ctx.task, len(table) - 1)][flat["y"]]
+        flat = weigh(flat, present.astype(jnp.float32))  # rows of classes before, as blurry tasks have them, choose nothing
         kept = memory.insert(state[name]["kept"], {**flat, "x": to_uint8(flat["x"])}, ctx.fold(name).key)
 
         def mean(one):

@@ -85,7 +85,8 @@ def told(child: Objective, scenario: Scenario) -> Objective:
     """`child`, told no more than the scenario says is known: the outermost transform of a benchmark.
 
     Where the task of an example is not known the batch has no leaf "task", in training or in the test, so that a method which
-    looks at it raises instead of cheating. Where boundaries are not known ``boundary`` does nothing and ``ctx.task`` is 0.
+    looks at it raises instead of cheating. Where boundaries are not known ``boundary`` does nothing and ``ctx.task`` is 0: what
+    consolidates at boundaries never does, and scenarios that open outputs as tasks come (`seen`) do not fit.
     With all known, as in `task_incremental`, it is the child. Scores look at the batch themselves, and still see everything.
     """
     known = scenario.known

@@ -63,14 +63,14 @@ class Tasks:
           transform: ``(key, batch) -> batch``, as in `resident`.
 
         Returns:
-          the source; its size is that of the largest task, or of as many as there are where it spans several: those of
-          single tasks share one program, and those of spans another.
+          the source; its size is that of the largest task, times the tasks it spans. Those of all tasks, and of equal
+          spans, share one program.
         """
         since = task if since is None else since
         if not 0 <= since <= task < len(self):
             raise ValueError(f"task={task}, since={since}: must be in 0 to {len(self) - 1}, and since not after task")
         check_batch_size(batch_size, self._smallest("train"))
-        most = (1 if since == task else len(self)) * self.sizes["train"]
+        most = (task - since + 1) * self.sizes["train"]
         arrays = {"part": self.parts["train"], "since": since, "task": task, "start": start}
         get = bind(_shuffled, batch_size, most, self.view, transform)
         return Source(jax.tree.map(jnp.asarray, arrays), get, most, batch_size, prepare=bind(_planned, self.plan))

@@ -5,10 +5,18 @@ import typing
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 import paradigms as pd
-from experiments.continual import der, learner, permuted_mnist, rotated_mnist, split_cifar10, split_mnist, three_scenarios
+from experiments.continual import (
+    der,
+    differences,
+    learner,
+    permuted_mnist,
+    rotated_mnist,
+    split_cifar10,
+    split_mnist,
+    three_scenarios,
+)
 from paradigms import context, continual, data, nn
 from paradigms.objective import check
 
@@ -19,22 +27,50 @@ BLANK = data.Data("blank", IMAGES, IMAGES, IMAGES, 10, tuple("0123456789"), (0.5
 TASKS = data.split_classes(BLANK, per_task=2)
 
 
-def fits(objective, tasks, rules, rows=2):
-    """Traced as it is trained: told what the scenario says, on the stream's batches."""
+def of_split(table):
+    return continual.class_incremental(table, continual.every(table))
+
+
+STREAMS = {
+    "permuted": (data.permuted(BLANK, 20), continual.domain_incremental),
+    "rotated": (data.rotated(BLANK, 20), continual.domain_incremental),
+    "split": (TASKS, of_split),
+    "cifar": (TASKS, of_split),
+}
+
+
+def fits(learner, tasks, rules, rows=2):
+    """Traced as it is trained: told what the scenario says, one update, one boundary and one answer on the stream's batches."""
     batch = jax.eval_shape(tasks.train(0, rows).opened(jax.random.key(0)).batch, jax.random.key(0), 0)
-    check(continual.told(objective, rules), jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), batch))
+    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), batch)
+    objective = continual.told(learner.objective, rules)
+    check(objective, batch)
+    trainer = pd.Trainer(objective, learner.optimizer, learner.aggregate)
+    state = jax.eval_shape(trainer.pure.init, jax.random.key(0), batch)
+    state, _ = jax.eval_shape(trainer.pure.step, state, batch)
+    stacked = jax.tree.map(lambda leaf: leaf[None], batch)
+    state = jax.eval_shape(lambda state: trainer.pure.boundary(state, stacked, "end"), state)
+    assert jax.eval_shape(trainer.pure.predict, state, batch)["logits"].shape == (rows, tasks.table.shape[1])
 
 
 @pytest.mark.parametrize(("benchmark", "name"), METHODS)
 def test_the_settings_of_buzzega_fit(benchmark, name):
-    settings, network = OF_BUZZEGA[benchmark].SETTINGS[name], pd.from_nnx(lambda rngs: nn.MLP(rngs=rngs))
-    rules = continual.class_incremental(TASKS.table, continual.every(TASKS.table))
+    settings, network = OF_BUZZEGA[benchmark].SETTINGS[name], pd.from_nnx(lambda rngs: nn.MLP(hidden=(4, 4), rngs=rngs))
+    tasks, scenario = STREAMS[benchmark]
+    rules, wrap = scenario(tasks.table), None
+    if benchmark == "cifar":
+        wrap = lambda objective: pd.augmented(objective, data.augment(data.crop(padding=4), data.flip()))
+    different = {}  # programs: rates and weights alone make none
     for buffer in (0,) if name in der.WITHOUT else der.BUFFERS:
         chosen = {"replay": 4, "buffer": buffer, **der.at(settings, buffer)}
         chosen.pop("batch_size", None)
-        made = learner.method(name, network=network, table=TASKS.table, scenario=rules, task_size=8, **chosen)
-        fits(made.objective, TASKS, rules)
+        made = learner.method(
+            name, network=network, table=tasks.table, scenario=rules, task_size=8, wrap=wrap, **{**chosen, "buffer": buffer}
+        )
         assert made.draws == {"joint": "all", "cumulative": "so far"}.get(name, "task")
+        different[chosen["replay"]] = made
+    for made in different.values():
+        fits(made, tasks, rules)
 
 
 @pytest.mark.parametrize("scenario", typing.get_args(three_scenarios.ScenarioName))
@@ -43,7 +79,7 @@ def test_the_three_scenarios_fit(scenario, name):
     if (name == "xdg" and scenario != "task") or (name == "icarl" and scenario != "class"):
         pytest.skip("is not of this scenario")
     tasks = data.split_classes(BLANK, per_task=2, shuffled=True, shared=scenario == "domain")
-    fits(three_scenarios.learner(name, scenario, tasks).objective, tasks, three_scenarios.RULES[scenario](tasks.table))
+    fits(three_scenarios.learner(name, scenario, tasks), tasks, three_scenarios.RULES[scenario](tasks.table))
 
 
 @pytest.mark.parametrize("benchmark", OF_BUZZEGA)
@@ -56,18 +92,54 @@ def test_published_numbers_are_of_methods_with_settings(benchmark):
         assert buffer == ([] if name in der.WITHOUT else [str(size) for size in der.BUFFERS if [str(size)] == buffer])
 
 
-def test_a_change_to_a_benchmark_is_the_only_one():
-    """What `differences` changes reaches the learner: the same initial losses but for it."""
-    batch = {"x": np.random.default_rng(0).random((8, 28, 28, 1), np.float32), "y": np.arange(8) % 2, "task": np.zeros(8, int)}
+def test_each_case_of_the_differences_changes_what_it_says(monkeypatch):
+    seen = {}
 
-    def first(name, scenario, task=1, **changes):
-        objective = three_scenarios.learner(name, scenario, TASKS, **changes).objective
-        params, state = objective.init(jax.random.key(0), batch)
+    def run(config, tasks, folder, settings, *, prefix, network, **how):
+        seen[prefix] = {**{name: settings[name] for name in config.methods}, "buffers": config.buffers, "network": network}
+        return {}
+
+    def measured(made, scenario, tasks, folder, label, config):
+        objective = made.objective
+        params, state = objective.init(jax.random.key(0), BATCH)
         moved = jax.tree.map(lambda leaf: leaf * 1.1, params)
-        return objective.losses(moved, state, batch, context(task=task, train=True))[0]
+        seen[label] = params, objective.losses(moved, state, BATCH, context(task=1, train=True))[0]
+        return {}
 
-    theirs, plain = first("lwf", "class"), first("lwf", "class", mix=continual.plain)
-    np.testing.assert_allclose(plain["supervised"], 2 * theirs["supervised"], rtol=1e-5)  # 1/t and 1 - 1/t in the second task
-    np.testing.assert_allclose(plain["lwf"], 2 * theirs["lwf"], rtol=1e-5)
-    network = pd.from_nnx(lambda rngs: nn.MLP(784, (400, 400), kernel_init=nnx.initializers.zeros, rngs=rngs))
-    np.testing.assert_allclose(first("none", "class", network=network)["supervised"], np.log(4), rtol=1e-5)
+    monkeypatch.setattr(differences.der, "run", run)
+    monkeypatch.setattr(differences.three_scenarios, "measured", measured)
+    for case in typing.get_args(differences.Case):
+        differences.changed(case, differences.Config(tasks=2), BLANK, None)
+    theirs = permuted_mnist.SETTINGS
+    penalty, glorot = seen["penalty/"], seen["glorot/"]
+    assert penalty["oewc"] == {**theirs["oewc"], "weight": 8 * theirs["oewc"]["weight"]}
+    assert penalty["network"] is None
+    assert {name: glorot[name] for name in ("der", "agem", "buffers")} == {
+        "der": theirs["der"], "agem": theirs["agem"], "buffers": (5120,)
+    }  # fmt: skip
+    kernel = glorot["network"].init(jax.random.key(0), BATCH["x"])[0]["encoder"]["linear1"]["kernel"]
+    np.testing.assert_allclose(np.abs(kernel).max(), np.sqrt(6 / 884), rtol=1e-2)
+    kernel = seen["uniform/xdg"][0]["model"]["encoder"]["linear1"]["kernel"]
+    np.testing.assert_allclose(np.abs(kernel).max(), 1 / 28, rtol=1e-2)
+
+    def losses(name):
+        measured(three_scenarios.learner(name, "class", TASKS), "class", TASKS, None, name, None)
+        return seen[name][1]
+
+    for name, loss in seen["terms/lwf"][1].items():
+        np.testing.assert_allclose(loss, 2 * losses("lwf")[name], rtol=1e-5)  # 1/t and 1 - 1/t in the second task
+
+
+BATCH = {"x": np.random.default_rng(0).random((8, 28, 28, 1), np.float32), "y": np.arange(8) % 2, "task": np.zeros(8, int)}
+
+
+def test_icarl_counts_exemplars_as_one_of_the_union_or_as_the_stream():
+    def weights(**changes):
+        objective = three_scenarios.learner("icarl", "class", TASKS, **changes).objective
+        params, state = objective.init(jax.random.key(0), BATCH)
+        _, state = objective.boundary(params, state, jax.tree.map(lambda leaf: leaf[None], BATCH), context(), "end")
+        moved = jax.tree.map(lambda leaf: leaf * 1.1, params)
+        stream = {**BATCH, "x": 1 - BATCH["x"]}
+        return objective.losses(moved, state, stream, context(task=1, train=True))[0]["distillation"]
+
+    assert weights() != weights(task_size=None)

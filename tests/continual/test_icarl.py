@@ -69,7 +69,9 @@ def test_herding_is_the_greedy_algorithm(x64):
 def test_a_herded_memory_chooses_the_classes_of_a_batch_and_cuts_the_others(x64):
     """Against the algorithm by loops, for classes that come in any order, with padding and a class that is not there."""
     rng, memory = np.random.default_rng(2), herded(12, 4, most=6, new=2)
-    state, sets, expected = memory.init({"x": np.zeros((1, 3)), "y": np.zeros(1, int)}), {}, []
+    first = {"x": np.zeros((1, 3)), "y": np.zeros(1, int), "features": np.zeros((1, 3))}
+    state, sets, expected = memory.init(first), {}, []
+    assert set(state["rows"]) == {"x", "y"}
     for number, classes in enumerate(([3, 1], [0], [1, 7])):
         n = 20
         batch = {"x": rng.normal(size=(n, 3)), "y": rng.choice(classes, n), "weight": (rng.random(n) < 0.8).astype(float)}
@@ -93,6 +95,19 @@ def test_a_herded_memory_chooses_the_classes_of_a_batch_and_cuts_the_others(x64)
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32])
+def test_a_herded_memory_holds_many_rows_of_labels_of_few_bits(dtype):
+    x = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
+    batch = {"x": x, "y": np.repeat(np.arange(4), 100).astype(dtype), "features": x}
+    memory = herded(400, 4)
+    stored, valid = memory.stored(memory.insert(memory.init(batch), batch, KEY))
+    assert valid.all()
+    np.testing.assert_array_equal(np.sort(np.asarray(stored["x"]), 0), np.sort(x, 0))
+    np.testing.assert_array_equal(stored["y"], batch["y"])
+    only = herded(400, 4, new=2)
+    np.testing.assert_array_equal(only.insert(only.init(batch), batch, KEY)["count"], [100, 100, 0, 0])  # the lowest numbers
 
 
 def after_task(objective, params, state, task, data):
@@ -155,6 +170,16 @@ def test_it_answers_with_the_nearest_mean_of_exemplars(x64):
 
 def kept(state):
     return state["icarl"]["kept"]
+
+
+def test_rows_of_classes_before_choose_no_exemplars(x64):
+    """A blurry boundary: those of the task are chosen as without them, those before only cut."""
+    objective, tasks, (_, second), (_, one, two) = trained()
+    mixed = {name: np.concatenate([leaf, tasks[0][name]]) for name, leaf in tasks[1].items() if name != "weight"}
+    mixed["weight"] = np.concatenate([tasks[1]["weight"], np.ones((3, 8))])
+    _, found = after_task(objective, second, one, 1, mixed)
+    for expected, got in zip(exemplars(two), exemplars(found), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def exemplars(state):
@@ -251,7 +276,7 @@ def test_bad_settings_are_named():
     batch = narrow(rows(0, 4))
     for make, message in (
         (lambda: icarl(MODEL, shared, 8), "table: must be"),
-        (lambda: icarl(MODEL, TABLE, 3), "capacity=3: must be at least 4"),
+        (lambda: icarl(MODEL, TABLE, 3), "capacity=3: must be at least 4, one exemplar a class"),
         (lambda: icarl(MODEL, TABLE, 8, size=-1), "size=-1"),
         (lambda: icarl(MODEL, TABLE, 8, task_size=0), "task_size=0"),
         (lambda: icarl(MODEL, TABLE, 8, temperature=0.0), "temperature=0.0"),

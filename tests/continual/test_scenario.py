@@ -111,12 +111,16 @@ def test_scenarios_say_what_is_known():
     assert np.all(SCENARIOS["free"](BATCH, context(train=True)))
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_a_learner_is_told_what_is_known_and_no_more(name):
-    scenario, heard = SCENARIOS[name], {}
+UNLABELLED = continual.task_free(TABLE)._replace(name="unlabelled", known=continual.Known(False, False, boundaries=True))
+
+
+@pytest.mark.parametrize("scenario", [*SCENARIOS.values(), UNLABELLED], ids=lambda scenario: scenario.name)
+def test_a_learner_is_told_what_is_known_and_no_more(scenario):
+    heard = {}
 
     def hear(call):
         def function(params, state, batch, ctx, *event):
+            assert ("task" in batch) == ("task" in batch.get("part", batch))
             heard[call] = ("task" in batch, int(ctx.task))
             return ({"loss": jnp.zeros(())}, (state, {})) if call == "losses" else (params if event else {}, state)
 
@@ -139,7 +143,7 @@ def test_a_learner_is_told_what_is_known_and_no_more(name):
     objective.boundary({}, {}, {**BATCH, "part": {"task": BATCH["task"]}}, context(task=3), "end")
     task = 3 if known.boundaries else 0
     expected = {"init": (known.train, 0), "losses": (known.train, task), "predict": (known.test, task), "after": (False, task)}
-    assert heard == expected | ({"boundary": (True, 3)} if known.boundaries else {})
+    assert heard == expected | ({"boundary": (known.train, 3)} if known.boundaries else {})
 
 
 def test_a_method_that_looks_at_a_hidden_task_is_named():
