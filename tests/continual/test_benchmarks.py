@@ -137,7 +137,8 @@ def test_icarl_counts_exemplars_as_one_of_the_union_or_as_the_stream():
     def weights(**changes):
         objective = three_scenarios.learner("icarl", "class", TASKS, **changes).objective
         params, state = objective.init(jax.random.key(0), BATCH)
-        _, state = objective.boundary(params, state, jax.tree.map(lambda leaf: leaf[None], BATCH), context(), "end")
+        few = jax.tree.map(lambda leaf: leaf[None, :4], BATCH)  # half as many as there are examples in a task
+        _, state = objective.boundary(params, state, few, context(), "end")
         moved = jax.tree.map(lambda leaf: leaf * 1.1, params)
         stream = {**BATCH, "x": 1 - BATCH["x"]}
         return objective.losses(moved, state, stream, context(task=1, train=True))[0]["distillation"]
