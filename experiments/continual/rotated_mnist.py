@@ -4,7 +4,7 @@ Paper:     Buzzega et al. (2020), table 3, "Dark experience for general continua
 Protocol:  20 angles uniform in [0, 180) degrees, another 20 for each seed, by the nearest pixel; else as
            ``continual.permuted_mnist``, with the rates and weights that the authors chose for this stream.
 Command:   python -m experiments continual.rotated_mnist
-Hardware:  2 CPU cores: four to seven minutes for ten seeds of fine-tuning, ER or DER++ at one buffer.
+Hardware:  2 CPU cores: two to three minutes for ten seeds of most methods at one buffer, GEM eight to twenty.
 Published: DER++ with 500 examples 0.9277; see PUBLISHED. HAL and GSS are left out.
 """
 

@@ -7,7 +7,7 @@ Protocol:  "paper": ResNet-18 from scratch, 50 epochs a task, batch 32 and 32 re
            accuracy" among the two of the task. Interval over seeds. Differences: as in ``continual.split_mnist``, and
            iCaRL has no weight decay, theirs 1e-5.
 Command:   python -m experiments continual.split_cifar10 --tier paper
-Hardware:  paper: a GPU; short: 2 CPU cores.
+Hardware:  paper: a GPU; short: one CPU core, three seeds of fine-tuning 9 minutes, ER 18, DER++ 30.
 Published: DER++ with 500 examples 0.7270 / 0.9388; see PUBLISHED. HAL, GSS, FDR, GEM and PNN are left out.
 """
 

@@ -9,7 +9,7 @@ Protocol:  digits 0 and 1, then 2 and 3, ...; one epoch, batch 10 (FDR and GSS: 
            task's gradient, theirs is clipped and includes the penalty. LwF's loss is over the classes seen so far, as
            theirs; their epoch for the new outputs alone is left out.
 Command:   python -m experiments continual.split_mnist
-Hardware:  2 CPU cores: one to three minutes for ten seeds of a method at one buffer, GEM with 5,120 half an hour.
+Hardware:  2 CPU cores: a minute or less for ten seeds of most methods at one buffer, GEM with 5,120 eight.
 Published: DER++ with 500 examples 0.9100; see PUBLISHED. HAL, MER and PNN are left out.
 """
 

@@ -6,7 +6,8 @@ Protocol:  5 tasks of two digits in an order of each seed's own; 2,000 updates a
            classes seen so far. Generated replay and distillation weigh the present 1/t and the past 1 - 1/t; experience
            replay and iCaRL count every example alike. Interval over seeds.
            Differences: EWC has the exact Fisher information, where the authors' code squares the gradients of the
-           likeliest label; SI counts the task's own loss. Experience replay (1,000 examples) is of the authors' table of 2022.
+           likeliest label; SI counts the task's own loss; weights begin as He's, theirs are uniform. Joint training is on
+           all tasks so far, 2,000 updates each. Experience replay (1,000 examples) is of the authors' table of 2022.
 Command:   python -m experiments continual.three_scenarios
 Hardware:  2 CPU cores.
 Published: see PUBLISHED (task / domain / class).
