@@ -125,8 +125,10 @@ def learner(name: str, scenario: str, tasks: data.Tasks, *, network: pd.Model | 
 
     Args:
       network: 784-400-400 by default.
-      **changed: arguments of the method that are to be others than the authors'.
+      **changed: arguments of `lwf` or `icarl` that are to be others than the authors'.
     """
+    if changed and name not in ("lwf", "icarl"):
+        raise ValueError(f"{name}: takes no changes, and got {sorted(changed)}")
     table, adam = tasks.table, optax.adam(1e-3)
     outputs = table.shape[1]
     network = pd.from_nnx(lambda rngs: nn.MLP(784, (400, 400), outputs, rngs=rngs)) if network is None else network

@@ -49,6 +49,9 @@ def herded(capacity: int, classes: int, most: int | None = None, new: int | None
       new: classes that one batch may have, of more those of the highest numbers are not stored. Default: `classes`; each
         costs a choice of `most` rows, whether or not it is there.
       of: ``batch -> (rows,) int``, the class of each row.
+
+    Raises:
+      ValueError: a number below 1, by default a capacity of less than one row a class, or (at insert) no leaf "features".
     """
     at_least_one(capacity=capacity, classes=classes)
     if most is None and capacity < classes:

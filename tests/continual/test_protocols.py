@@ -39,8 +39,8 @@ STREAMS = {
 }
 
 
-def fits(learner, tasks, rules, rows=2):
-    """Traced as it is trained: told what the scenario says, one update, one boundary and one answer on the stream's batches."""
+def answered(learner, tasks, rules, rows=2):
+    """The shape of the answer after one update and one boundary, told what the scenario says: all traced, on the stream."""
     batch = jax.eval_shape(tasks.train(0, rows).opened(jax.random.key(0)).batch, jax.random.key(0), 0)
     batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), batch)
     objective = continual.told(learner.objective, rules)
@@ -50,7 +50,7 @@ def fits(learner, tasks, rules, rows=2):
     state, _ = jax.eval_shape(trainer.pure.step, state, batch)
     stacked = jax.tree.map(lambda leaf: leaf[None], batch)
     state = jax.eval_shape(lambda state: trainer.pure.boundary(state, stacked, "end"), state)
-    assert jax.eval_shape(trainer.pure.predict, state, batch)["logits"].shape == (rows, tasks.table.shape[1])
+    return jax.eval_shape(trainer.pure.predict, state, batch)["logits"].shape
 
 
 @pytest.mark.parametrize(("benchmark", "name"), METHODS)
@@ -70,7 +70,7 @@ def test_the_settings_of_buzzega_fit(benchmark, name):
         assert made.draws == {"joint": "all", "cumulative": "so far"}.get(name, "task")
         different[chosen["replay"]] = made
     for made in different.values():
-        fits(made, tasks, rules)
+        assert answered(made, tasks, rules) == (2, 10)
 
 
 @pytest.mark.parametrize("scenario", typing.get_args(three_scenarios.ScenarioName))
@@ -79,7 +79,13 @@ def test_the_three_scenarios_fit(scenario, name):
     if (name == "xdg" and scenario != "task") or (name == "icarl" and scenario != "class"):
         pytest.skip("is not of this scenario")
     tasks = data.split_classes(BLANK, per_task=2, shuffled=True, shared=scenario == "domain")
-    fits(three_scenarios.learner(name, scenario, tasks), tasks, three_scenarios.RULES[scenario](tasks.table))
+    made, outputs = three_scenarios.learner(name, scenario, tasks), 2 if scenario == "domain" else 10
+    assert answered(made, tasks, three_scenarios.RULES[scenario](tasks.table)) == (2, outputs)
+
+
+def test_a_change_that_no_method_takes_is_named():
+    with pytest.raises(ValueError, match=r"er: takes no changes, and got \['mix'\]"):
+        three_scenarios.learner("er", "class", TASKS, mix=continual.plain)
 
 
 @pytest.mark.parametrize("benchmark", OF_BUZZEGA)
