@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 import paradigms as pd
 from experiments.continual.learner import learn, method, scores, show
@@ -54,6 +55,11 @@ def whole(name: str) -> data.Data:
     return dataclasses.replace(found, train=train)
 
 
+def perceptron() -> pd.Model:
+    """The authors' network for MNIST, 784-100-100-10, initialised after Glorot and Bengio (2010)."""
+    return pd.from_nnx(lambda rngs: nn.MLP(kernel_init=nnx.initializers.glorot_uniform(), rngs=rngs))
+
+
 def run(
     config: Any,
     tasks: data.Tasks,
@@ -78,7 +84,7 @@ def run(
       wrap: as in `method`.
       prefix: of the names of the results.
     """
-    network = pd.from_nnx(lambda rngs: nn.MLP(rngs=rngs)) if network is None else network
+    network = perceptron() if network is None else network
     results = {}
     for name in config.methods:
         for buffer in (0,) if name in WITHOUT else config.buffers:

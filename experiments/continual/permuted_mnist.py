@@ -4,8 +4,7 @@ Paper:     Buzzega et al. (2020), table 3, "Dark experience for general continua
 Protocol:  20 permutations of the pixels, another 20 for each seed; 60,000 images a task once, batch 128; 784-100-100-10;
            plain SGD, the rates and weights that the authors chose; accuracy on all tasks after the last, interval over
            seeds. Memories hold uint8 images. Replay is drawn with replacement, and batches cross the end of the epoch: 469
-           full ones. He's initialisation, theirs is Glorot's. SI takes the task's gradient, theirs is clipped and has the
-           penalty.
+           full ones. SI takes the task's gradient, theirs is clipped and has the penalty.
 Command:   python -m experiments continual.permuted_mnist
 Hardware:  2 CPU cores: two to three minutes for ten seeds of most methods at one buffer, GEM eight to twenty.
 Published: DER++ with 500 examples 0.8821; see PUBLISHED. HAL and GSS are left out.

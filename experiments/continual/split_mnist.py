@@ -5,9 +5,9 @@ Protocol:  digits 0 and 1, then 2 and 3, ...; one epoch, batch 10 (FDR and GSS: 
            weights that the authors chose. The loss is over all ten classes; "accuracy" is among the classes seen so far,
            "task accuracy" among the two of the task. Interval over seeds. --dataset fashion_mnist is the same with clothes.
            Differences: an epoch of each task has as many steps as their mean; iCaRL's is of the stream alone, where theirs
-           has the exemplars too. Replay is drawn with replacement. He's initialisation, theirs is Glorot's. SI takes the
-           task's gradient, theirs is clipped and includes the penalty. LwF's loss is over the classes seen so far, as
-           theirs; their epoch for the new outputs alone is left out.
+           has the exemplars too. Replay is drawn with replacement. SI takes the task's gradient, theirs is clipped and
+           includes the penalty. LwF's loss is over the classes seen so far, as theirs; their epoch for the new outputs
+           alone is left out.
 Command:   python -m experiments continual.split_mnist
 Hardware:  2 CPU cores: a minute or less for ten seeds of most methods at one buffer, GEM with 5,120 eight.
 Published: DER++ with 500 examples 0.9100; see PUBLISHED. HAL, MER and PNN are left out.
