@@ -202,6 +202,25 @@ def test_decimal_points_of_a_column_are_in_line():
     assert len(set(points)) == 1
 
 
+def test_many_numbers_are_a_grid_by_the_parts_of_their_names():
+    parts = [f"part {number}" for number in range(20)]
+    metrics = {f"{part}/{kind}": np.full(3, kind == "b") for part in parts for kind in ("a", "b", "c<")}
+    del metrics["part 3/a"]
+    found = tables.results({"loss": 0.5, **metrics}, {"published": {"part 0/b": {"mean": 0.75, "std": 0.1}}})
+    assert "runs: 1" in found
+    assert "runs: 3" in found
+    assert "c&lt;" in found
+    assert len(re.findall(r'<th scope="row">', found)) == 1 + 1 + 20  # the published, the loss, the parts
+    listed, alone, grid, end = found.split("</table>")
+    assert "<td>0.5</td>" in alone
+    assert "<td" not in end
+    assert ">part 0/b</th>" in listed
+    assert "0.75 ± 0.10" in listed
+    assert re.findall(r"<td>(.*?)</td>", grid.partition(">part 3<")[2].partition("</tr>")[0]) == ["—", "0", "1"]
+    few = tables.results({name: metrics[name] for name in list(metrics)[:40]}, {})
+    assert len(re.findall(r'<th scope="row">', few)) == 40
+
+
 def embedded(figure):
     """The image that the SVG of a figure holds, as pixels."""
     file = io.BytesIO()

@@ -10,6 +10,7 @@ import numpy as np
 from paradigms.evaluation import interval
 
 NOTHING = "—"
+MANY = 40  # numbers of a run without published ones beside them: more are a grid by the parts of their names
 
 
 class Number(NamedTuple):
@@ -58,8 +59,16 @@ def aligned(numbers: Sequence[Number | None]) -> list[str]:
 
 
 def results(metrics: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """The table of one run: ours beside the published ones."""
+    """The tables of one run: ours beside the published ones; the rest as grids where they are more than `MANY`."""
     ours, theirs = measured(metrics), published(result)
+    rest = {name: number for name, number in ours.items() if name not in theirs}
+    if len(rest) <= MANY:
+        return listed(ours, theirs)
+    return listed({name: ours[name] for name in ours if name not in rest}, theirs) + grids(rest)
+
+
+def listed(ours: Mapping[str, Number], theirs: Mapping[str, Number]) -> str:
+    """A row for each metric, in the order of ours."""
     names = [*ours, *(name for name in theirs if name not in ours)]
     cells = [ours.get(name) for name in names], [theirs.get(name) for name in names]
     columns: list[Sequence[str]] = [[escape(name) for name in names], aligned(cells[0])]
@@ -71,6 +80,28 @@ def results(metrics: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         columns.append([_source(number) if number else "" for number in cells[1]])
         head += ["published", "source"]
     return table(head, zip(*columns, strict=True), "numbers") if names else ""
+
+
+def grids(numbers: Mapping[str, Number]) -> str:
+    """The metric ``a/b/c`` in the row ``a/b`` and the column ``c``; rows without a column in common are tables apart."""
+    rows, apart = {}, []
+    for name, number in numbers.items():
+        row, _, head = name.rpartition("/")
+        rows.setdefault(row, {})[head] = number
+    for row, cells in rows.items():
+        group = next((group for group in apart if any(cells.keys() & other.keys() for other in group.values())), None)
+        if group is None:
+            apart.append(group := {})
+        group[row] = cells
+    return "".join(map(_grid, apart))
+
+
+def _grid(rows: Mapping[str, Mapping[str, Number]]) -> str:
+    heads = list(dict.fromkeys(head for cells in rows.values() for head in cells))
+    columns = [[escape(row) for row in rows], *(aligned([cells.get(head) for cells in rows.values()]) for head in heads)]
+    runs = sorted({number.runs for cells in rows.values() for number in cells.values() if number.runs})
+    corner = f"mean ± 95% interval, runs: {' or '.join(map(str, runs))}"
+    return table([corner, *map(escape, heads)], zip(*columns, strict=True), "numbers")
 
 
 def side_by_side(labels: Sequence[str], results: Sequence[Mapping[str, Any]]) -> str:

@@ -98,11 +98,23 @@ def test_published_numbers_are_of_methods_with_settings(benchmark):
         assert buffer == ([] if name in der.WITHOUT else [str(size) for size in der.BUFFERS if [str(size)] == buffer])
 
 
+def test_the_perceptron_of_buzzega_begins_as_theirs():
+    """Uniform within sqrt(6 / (inputs + outputs)), biases at zero."""
+    params = der.perceptron().init(jax.random.key(0), BATCH["x"])[0]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 89_610
+    shapes = {(784, 100), (100, 100), (100, 10)}
+    for leaf in jax.tree.leaves(params):
+        bound = np.sqrt(6 / sum(leaf.shape)) if leaf.shape in shapes else 0
+        np.testing.assert_allclose(np.abs(leaf).max(), bound, rtol=2e-2)
+        np.testing.assert_allclose(np.std(leaf), bound / np.sqrt(3), rtol=5e-2)
+    assert shapes <= {leaf.shape for leaf in jax.tree.leaves(params)}
+
+
 def test_each_case_of_the_differences_changes_what_it_says(monkeypatch):
     seen = {}
 
-    def run(config, tasks, folder, settings, *, prefix, network, **how):
-        seen[prefix] = {**{name: settings[name] for name in config.methods}, "buffers": config.buffers, "network": network}
+    def run(config, tasks, folder, settings, *, prefix, **how):
+        seen[prefix] = {name: settings[name] for name in config.methods}
         return {}
 
     def measured(made, scenario, tasks, folder, label, config):
@@ -116,15 +128,8 @@ def test_each_case_of_the_differences_changes_what_it_says(monkeypatch):
     monkeypatch.setattr(differences.three_scenarios, "measured", measured)
     for case in typing.get_args(differences.Case):
         differences.changed(case, differences.Config(tasks=2), BLANK, None)
-    theirs = permuted_mnist.SETTINGS
-    penalty, glorot = seen["penalty/"], seen["glorot/"]
-    assert penalty["oewc"] == {**theirs["oewc"], "weight": 8 * theirs["oewc"]["weight"]}
-    assert penalty["network"] is None
-    assert {name: glorot[name] for name in ("der", "agem", "buffers")} == {
-        "der": theirs["der"], "agem": theirs["agem"], "buffers": (5120,)
-    }  # fmt: skip
-    kernel = glorot["network"].init(jax.random.key(0), BATCH["x"])[0]["encoder"]["linear1"]["kernel"]
-    np.testing.assert_allclose(np.abs(kernel).max(), np.sqrt(6 / 884), rtol=1e-2)
+    theirs = permuted_mnist.SETTINGS["oewc"]
+    assert seen["penalty/"] == {"oewc": {**theirs, "weight": 8 * theirs["weight"]}}
     kernel = seen["uniform/xdg"][0]["model"]["encoder"]["linear1"]["kernel"]
     np.testing.assert_allclose(np.abs(kernel).max(), 1 / 28, rtol=1e-2)
 
