@@ -70,7 +70,7 @@ def shown(number: dict | None, spread: str = "interval95") -> str:
     if not number or number.get("mean") is None:
         return "—" if not number else "nan"
     mean, half = number["mean"], number.get(spread)
-    if not half or not math.isfinite(half):
+    if not half or not 1e-7 * abs(mean) < half < math.inf:
         return f"{mean:.4g}"
     digits = min(max(1 - math.floor(math.log10(half)), 0), 8)
     return f"{mean:.{digits}f} ± {half:.{digits}f}"

@@ -293,8 +293,8 @@ def test_the_matrix_of_a_real_classifier_shows_its_counts():
 
 @pytest.mark.parametrize(
     ("mean", "spread", "text"),
-    [(0.8821, 0.0039, "0.8821 ± 0.0039"), (0.5, None, "0.5"), (0.5, 0.0, "0.5"), (123.4, 5.6, "123.4 ± 5.6"),
-     (1234.5, 56.0, "1234 ± 56"), (None, None, "nan"), (float("nan"), 1.0, "nan")],
+    [(0.8821, 0.0039, "0.8821 ± 0.0039"), (0.5, None, "0.5"), (0.5, 0.0, "0.5"), (0.5, 1e-9, "0.5"),
+     (123.4, 5.6, "123.4 ± 5.6"), (1234.5, 56.0, "1234 ± 56"), (None, None, "nan"), (float("nan"), 1.0, "nan")],
 )  # fmt: skip
 def test_numbers_are_rounded_to_their_spread(mean, spread, text):
     assert report.shown(mean, spread) == text

@@ -23,10 +23,10 @@ class Number(NamedTuple):
 
 
 def shown(mean: float | None, spread: float | None = None) -> str:
-    """A number and its spread as text, rounded to what the spread allows: ``0.8821 ± 0.0039``."""
+    """A number and its spread, unless that is rounding, as text to what the spread allows: ``0.8821 ± 0.0039``."""
     if mean is None or not np.isfinite(mean):
         return "nan"
-    if not spread or not np.isfinite(spread):
+    if not spread or not 1e-7 * abs(mean) < spread < np.inf:
         return f"{mean:.4g}"
     digits = int(np.clip(1 - np.floor(np.log10(spread)), 0, 8))
     return f"{mean:.{digits}f} ± {spread:.{digits}f}"
