@@ -8,7 +8,7 @@ Protocol:  that of ``continual.permuted_mnist`` and ``continual.three_scenarios`
            and 1 - 1/t;
            exemplars: iCaRL whose exemplars together count as much as the stream, not each as one example of the union.
 Command:   python -m experiments continual.differences
-Hardware:  2 CPU cores, a quarter of an hour.
+Hardware:  2 CPU cores, ten minutes.
 Published: see PUBLISHED: the number that the unchanged benchmark is beside.
 """
 
