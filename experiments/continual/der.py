@@ -12,7 +12,7 @@ from flax import nnx
 import paradigms as pd
 from experiments.continual.learner import learn, method, scores, show
 from experiments.runner import require
-from paradigms import data, nn
+from paradigms import continual, data, nn
 
 BUFFERS = (200, 500, 5120)  # those for which the authors chose settings
 WITHOUT = ("joint", "cumulative", "sgd", "oewc", "si", "lwf")  # methods that keep no examples
@@ -100,6 +100,12 @@ def run(
             show(numbers)
             results |= numbers
     return results
+
+
+def views(config: Any, tasks: data.Tasks, folder: pathlib.Path, settings: dict, prefix: str = "") -> dict:
+    """All methods on a stream of `Views`: batches of 128 and 128 replayed, domain-incremental; arguments as in `run`."""
+    how: Any = {"batch_size": 128, "replay": 128, "scenario": continual.domain_incremental, "prefix": prefix}
+    return run(config, tasks, folder, settings, **how)
 
 
 def at(settings: dict[str, Any], buffer: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Protocol:  20 permutations of the pixels, another 20 for each seed; 60,000 image
            seeds. Memories hold uint8 images. Replay is drawn with replacement, and batches cross the end of the epoch: 469
            full ones. SI takes the task's gradient, theirs is clipped and has the penalty.
 Command:   python -m experiments continual.permuted_mnist
-Hardware:  2 CPU cores: two to three minutes for ten seeds of most methods at one buffer, GEM eight to twenty.
+Hardware:  2 CPU cores: two to three minutes for ten seeds of most methods at one buffer, GEM eight to twenty-two.
 Published: DER++ with 500 examples 0.8821; see PUBLISHED. HAL and GSS are left out.
 """
 
@@ -15,7 +15,7 @@ import pathlib
 from typing import Literal
 
 from experiments.continual import der
-from paradigms import continual, data
+from paradigms import data
 
 PROTOCOL = "20 permutations, one epoch each, batch 128, 784-100-100-10, SGD; last accuracy on all tasks; interval over seeds"
 CHOICES = ("methods", "buffers")
@@ -63,5 +63,4 @@ class Config(der.Views):
 
 
 def run(config: Config, folder: pathlib.Path) -> dict:
-    tasks = data.permuted(der.whole("mnist"), config.tasks)
-    return der.run(config, tasks, folder, SETTINGS, batch_size=128, replay=128, scenario=continual.domain_incremental)
+    return der.views(config, data.permuted(der.whole("mnist"), config.tasks), folder, SETTINGS)

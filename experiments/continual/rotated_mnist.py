@@ -4,7 +4,7 @@ Paper:     Buzzega et al. (2020), table 3, "Dark experience for general continua
 Protocol:  20 angles uniform in [0, 180) degrees, another 20 for each seed, by the nearest pixel; else as
            ``continual.permuted_mnist``, with the rates and weights that the authors chose for this stream.
 Command:   python -m experiments continual.rotated_mnist
-Hardware:  2 CPU cores: two to three minutes for ten seeds of most methods at one buffer, GEM eight to twenty.
+Hardware:  2 CPU cores: two to three minutes for ten seeds of most methods at one buffer, GEM eight to twenty-two.
 Published: DER++ with 500 examples 0.9277; see PUBLISHED. HAL and GSS are left out.
 """
 
@@ -13,7 +13,7 @@ import pathlib
 from typing import Literal
 
 from experiments.continual import der
-from paradigms import continual, data
+from paradigms import data
 
 PROTOCOL = "20 rotations, one epoch each, batch 128, 784-100-100-10, SGD; last accuracy on all tasks; interval over seeds"
 CHOICES = ("methods", "buffers")
@@ -61,5 +61,4 @@ class Config(der.Views):
 
 
 def run(config: Config, folder: pathlib.Path) -> dict:
-    tasks = data.rotated(der.whole("mnist"), config.tasks)
-    return der.run(config, tasks, folder, SETTINGS, batch_size=128, replay=128, scenario=continual.domain_incremental)
+    return der.views(config, data.rotated(der.whole("mnist"), config.tasks), folder, SETTINGS)

@@ -4,8 +4,8 @@ Paper:     Buzzega et al. (2020), table 2, "Dark experience for general continua
 Protocol:  "paper": ResNet-18 from scratch, 50 epochs a task, batch 32 and 32 replayed, crop and flip of stream and memory
            alike, plain SGD, the rates and weights that the authors chose. "short": a ResNet-18 of a quarter of the width, one
            epoch a task, for CPUs. The loss is over all ten classes; "accuracy" is among the classes seen so far, "task
-           accuracy" among the two of the task. Interval over seeds. Differences: as in ``continual.split_mnist``, and
-           iCaRL has no weight decay, theirs 1e-5.
+           accuracy" among the two of the task. Interval over seeds. Differences: as in ``continual.split_mnist``;
+           weights begin as He's, theirs as PyTorch's default; iCaRL has no weight decay, theirs 1e-5.
 Command:   python -m experiments continual.split_cifar10 --tier paper
 Hardware:  paper: a GPU; short: one CPU core, three seeds of fine-tuning 9 minutes, ER 18, DER++ 30.
 Published: DER++ with 500 examples 0.7270 / 0.9388; see PUBLISHED. HAL, GSS, FDR, GEM and PNN are left out.
